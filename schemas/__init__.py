@@ -1,0 +1,1 @@
+"""The wire vocabulary: what crosses a process, the broker or HTTP, as frozen pydantic models."""
