@@ -1,0 +1,31 @@
+-- name: add_data
+-- A file of a model; a file of the same name is replaced by it.
+insert into training_data (custom_model_id, organization_id, name, stem, kind, bytes, sha256, address, duration_s, split,
+    speaker, verdict, reason_code, reason)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+on conflict (custom_model_id, name) do update set stem = excluded.stem, kind = excluded.kind, bytes = excluded.bytes,
+    sha256 = excluded.sha256, address = excluded.address, duration_s = excluded.duration_s, split = excluded.split,
+    speaker = excluded.speaker, verdict = excluded.verdict, reason_code = excluded.reason_code, reason = excluded.reason,
+    created_at = now()
+returning id
+
+-- name: data_of_model
+-- Everything a model may train on, in a fixed order, a page at a time.
+select id, name, stem, kind, bytes, sha256, address, duration_s, split, speaker, verdict, reason_code, reason, created_at
+from training_data
+where custom_model_id = $1 and id > $2
+order by id
+limit $3
+
+-- name: set_verdicts
+-- What a run found out about its files; only the owner of the attempt can say so.
+with owner as materialized (
+    select r.custom_model_id from training_runs r where r.id = $1 and r.attempt = $2 and r.status = 3 for share
+)
+update training_data d
+set verdict = v.verdict, reason_code = v.reason_code, reason = v.reason,
+    duration_s = coalesce(v.duration_s, d.duration_s)
+from owner o,
+    unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::double precision[])
+        as v (id, verdict, reason_code, reason, duration_s)
+where d.id = v.id and d.custom_model_id = o.custom_model_id

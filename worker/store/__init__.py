@@ -1,0 +1,1 @@
+"""Postgres, and nothing else: the only importer of asyncpg."""

@@ -1,0 +1,132 @@
+"""The pool, and the one place where asyncpg's errors become ours."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from worker.errors import DatabaseAway, DatabaseRefused
+from worker.store.queries import queries
+
+Record = asyncpg.Record
+Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # admin_shutdown, crash_shutdown, cannot_connect_now
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full: it passes or somebody mends it
+    asyncpg.DeadlockDetectedError,  # ids make every statement of ours safe to repeat
+    asyncpg.SerializationError,
+    asyncpg.InternalServerError,
+)
+
+
+@asynccontextmanager
+async def translated() -> AsyncIterator[None]:
+    """Turn asyncpg's and the socket's errors into ``DatabaseAway`` or ``DatabaseRefused``."""
+    try:
+        yield
+    except _AWAY as error:
+        raise DatabaseAway(f"{type(error).__name__}: {error}") from error
+    except asyncpg.PostgresError as error:
+        raise DatabaseRefused(f"{type(error).__name__}: {error}") from error
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+class Database:
+    """A pool of connections that runs named queries of one topic at a time.
+
+    Args:
+        dsn: ``postgresql://…``.
+        size: connections at most.
+        answer_s: seconds after which a statement counts as unanswered.
+        settings: session settings, such as the tests' ``training.fake_now``.
+    """
+
+    def __init__(
+        self, dsn: str, *, size: int = 8, answer_s: float = 20.0, name: str = "worker", settings: dict[str, str] | None = None
+    ) -> None:
+        self._dsn = dsn
+        self._size = size
+        self._answer_s = answer_s
+        self._settings = {"application_name": name} | (settings or {})
+        self._pool: asyncpg.Pool | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Connect once, so that a wrong address is known at the start.
+
+        Raises:
+            DatabaseAway: nobody answers there.
+            DatabaseRefused: wrong credentials or no such database.
+        """
+        async with self._opening:
+            if self._pool is None:
+                async with translated():
+                    self._pool = await asyncpg.create_pool(
+                        self._dsn,
+                        min_size=1,
+                        max_size=self._size,
+                        timeout=self._answer_s,
+                        command_timeout=self._answer_s,
+                        server_settings=self._settings,
+                        init=_prepare,
+                        max_inactive_connection_lifetime=0,
+                    )
+
+    async def close(self) -> None:
+        """Give the connections back; those in use get a moment, then are cut."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            try:
+                await asyncio.wait_for(pool.close(), 5)
+            except (TimeoutError, OSError, asyncpg.InterfaceError):
+                pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """One connection of the pool, errors translated.
+
+        Raises:
+            DatabaseAway: none to be had in time, or it broke.
+            DatabaseRefused: a statement was refused.
+        """
+        if self._pool is None:
+            await self.open()
+        assert self._pool is not None
+        async with translated(), self._pool.acquire(timeout=self._answer_s) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """One transaction on one connection."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Record]:
+        """All rows of one statement."""
+        async with self.connection() as connection:
+            return await connection.fetch(query, *arguments)
+
+    async def fetch_row(self, query: str, *arguments: object) -> Record | None:
+        """The first row of one statement."""
+        async with self.connection() as connection:
+            return await connection.fetchrow(query, *arguments)
+
+    async def execute(self, query: str, *arguments: object) -> int:
+        """Run one statement; the number of rows it touched."""
+        async with self.connection() as connection:
+            tag: Any = await connection.execute(query, *arguments)
+            return int(str(tag).rsplit(" ", 1)[-1]) if str(tag)[-1:].isdigit() else 0
+
+
+__all__ = ["Connection", "Database", "Record", "queries", "translated"]
