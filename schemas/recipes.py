@@ -1,0 +1,65 @@
+"""Recipes and their hyper-parameters as data: every name documented, with a default; unknown ones are refused."""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.steps import Step
+
+
+class WhisperParameters(BaseModel):
+    """Hyper-parameters of the recipe `whisper`. Schedules count steps, never seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=8, ge=1, le=100)
+    """Passes over the training split."""
+    batch_size: int = Field(default=16, ge=1, le=512)
+    """Utterances a step; batches hold utterances of similar length."""
+    learning_rate: float = Field(default=2e-4, gt=0, le=1e-1)
+    """Peak of AdamW's rate: linear warm-up, then a cosine down to a tenth of it."""
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Share of all steps in which the rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Longest gradient, as a norm over all trained weights."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Of the decoder, while training."""
+    distillation: float = Field(default=1.0, ge=0, le=100)
+    """Weight of staying close to the base model, which protects ordinary speech."""
+    padding_s: float = Field(default=8.0, ge=0, le=30)
+    """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
+    interpolation: float = Field(default=1.0, gt=0, le=1)
+    """How far the published weights go from the base (0) towards the trained ones (1)."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`auto`: bfloat16 where the processor or GPU has it."""
+    checkpoint_every_steps: int = Field(default=50, ge=1)
+    longest_segment_s: float = Field(default=30.0, gt=0, le=30)
+    shortest_segment_s: float = Field(default=0.3, gt=0)
+    fastest_speech_cps: float = Field(default=35.0, gt=0)
+    """Characters a second; a transcript above it cannot belong to its audio."""
+
+
+class Recipe(BaseModel):
+    """What the worker may know of a recipe without loading it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    """Grows whenever the same inputs would give other weights: a checkpoint of another version is refused."""
+    parameters: type[BaseModel]
+    steps: tuple[Step, ...] = (Step.PREPARE, Step.TRAIN, Step.EVALUATE, Step.EXPORT)
+
+
+RECIPES: Final = {"whisper": Recipe(name="whisper", version="1", parameters=WhisperParameters)}
+
+
+def validated(recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a run, complete with defaults.
+
+    Raises:
+        KeyError: no such recipe.
+        pydantic.ValidationError: an unknown name or a value out of range; it names every field at fault.
+    """
+    return RECIPES[recipe].parameters.model_validate(parameters).model_dump(mode="json")

@@ -1,0 +1,80 @@
+"""One recipe step as a process: `python -m worker.trainer` with a `StepSpec` on stdin and events on descriptor 3."""
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from typing import Final
+
+from pydantic import ValidationError
+
+from schemas.events import Failure, Hello, Stopped
+from schemas.failures import FailureClass
+from schemas.recipes import RECIPES, WhisperParameters
+from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, Step, StepSpec
+from worker.trainer.emitter import Emitter
+from worker.trainer.failures import StepFailureError, StepStoppedError, classified
+from worker.trainer.step import StepRun, StopRequest
+
+# Steps are imported by name, late: `prepare` must not pay for torch.
+STEPS: Final = {
+    ("whisper", Step.PREPARE): "worker.trainer.prepare",
+    ("whisper", Step.TRAIN): "worker.trainer.train",
+    ("whisper", Step.EVALUATE): "worker.trainer.evaluate",
+    ("whisper", Step.EXPORT): "worker.trainer.export",
+}
+
+
+def main() -> int:
+    """Run the step on stdin and return the exit code that tells how it ended."""
+    stop = StopRequest()
+    signal.signal(signal.SIGTERM, stop)
+    emitter = Emitter()
+    try:
+        _run(emitter, stop)
+    except StepStoppedError as stopped:
+        emitter.emit(Stopped(steps_done=stopped.steps_done))
+        return STOPPED_EXIT_CODE
+    except BaseException as error:  # noqa: BLE001 - whatever it was, its owner must hear a class for it
+        traceback.print_exc()
+        failure = classified(error)
+        emitter.emit(
+            Failure(
+                failure_class=failure.failure_class,
+                code=failure.code,
+                message=failure.message[:2_000],
+                detail=failure.detail[:20_000],
+            )
+        )
+        return FAILURE_EXIT_CODE
+    return 0
+
+
+def _run(emitter: Emitter, stop: StopRequest) -> None:
+    try:
+        spec = StepSpec.model_validate_json(sys.stdin.buffer.read())
+    except ValidationError as error:
+        raise StepFailureError(FailureClass.BUG, "spec_unreadable", "Training could not start.", str(error)) from error
+    recipe = RECIPES.get(spec.recipe)
+    if recipe is None or recipe.version != spec.recipe_version:
+        raise StepFailureError(
+            FailureClass.BUG,
+            "recipe_unknown",
+            "Training could not start: this machine does not have the run's recipe.",
+            f"asked for {spec.recipe} {spec.recipe_version}, have {recipe.version if recipe else 'none'}",
+        )
+    emitter.emit(Hello(recipe=recipe.name, recipe_version=recipe.version, pid=os.getpid()))
+    try:
+        parameters = WhisperParameters.model_validate(spec.parameters)
+    except ValidationError as error:
+        raise StepFailureError(
+            FailureClass.BUG, "parameters_refused", "Training could not start: its settings are wrong.", str(error)
+        ) from error
+    step = importlib.import_module(STEPS[spec.recipe, spec.step])
+    stop.check()
+    step.run(StepRun(spec, parameters, emitter, stop))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

