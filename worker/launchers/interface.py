@@ -1,0 +1,126 @@
+"""What every launcher offers, whatever machine the trainer runs on.
+
+The words: a launcher *starts* a step and gives a handle. The owner *feeds* the handle with its right to run; unfed,
+the trainer is paused, then killed. Whoever takes a run over *adopts* what an earlier attempt left running, or makes
+sure that it is *stopped*, before anything new starts.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from schemas.events import Event, Failure, Result, Stopped
+from schemas.steps import Step, StepSpec
+from worker.errors import WorkerError
+
+
+class LauncherUnavailable(WorkerError):  # noqa: N818 - a state of the world, not an error of the run
+    """Nothing can be started, or nothing can be known, right now: the run waits and is not charged a failure.
+
+    Attributes:
+        code: ``no_device``, ``cluster_unreachable``, ``cannot_fork`` …
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+class EndReason(StrEnum):
+    """Who or what ended the trainer."""
+
+    EXITED = "exited"
+    """It ended by itself, or a stranger's signal ended it."""
+    KILLED = "killed"
+    """The owner's ``kill``."""
+    UNFED = "unfed"
+    """The right to run was not renewed in time, nor during the patience afterwards."""
+    OWNER_GONE = "owner_gone"
+    """The owner died. Seen only by whoever adopts or inspects a remote step."""
+    MEMORY_LIMIT = "memory_limit"
+    """Its processes together passed the memory limit that was set."""
+    EVENT_GARBAGE = "event_garbage"
+    """It wrote more unreadable event lines than are borne with."""
+    NOT_STARTED = "not_started"
+    """Its program could not be executed."""
+    SUPERVISOR_LOST = "supervisor_lost"
+    """Its guard died or froze, so it was ended: nobody could have kept it inside its right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The facts of a step's end. ``classify`` says what they mean."""
+
+    reason: EndReason
+    exit_code: int | None
+    """Null when a signal ended it, or when nobody saw its end."""
+    signal: int | None
+    out_of_memory: bool
+    """It was killed for memory: by our limit, or by the kernel as far as its counters tell."""
+    max_rss_bytes: int
+    """Largest memory of the whole process tree at a sample, or of one process at any time."""
+    cpu_s: float
+    """Processor seconds, user and system, of the trainer and its descendants."""
+    paused_s: float
+    last_word: Result | Failure | Stopped | None
+    """The last event that says how it ended, if there was one."""
+    garbage_lines: int = 0
+    dropped_events: int = 0
+    """Progress and metric events that nobody fetched in time."""
+    detail: str = ""
+    """For the operator: the last lines of the output, samples of garbage."""
+
+
+class Handle(Protocol):
+    """One started step. Everything but ``feed`` may be called by one task at a time."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """The step's events in order; ends when the trainer and every descendant are gone."""
+
+    def feed(self, remaining_s: float) -> None:
+        """Give the right to run for so many more seconds from now; zero pauses at once. Cheap; never raises."""
+
+    async def ask_stop(self) -> None:
+        """Ask for a checkpoint and an end (SIGTERM to the trainer's group). Returns at once; never raises."""
+
+    async def kill(self) -> None:
+        """End it now: on return the group and every descendant are gone. Harmless when it has ended."""
+
+    async def wait(self) -> Ended:
+        """The facts, once it has ended. Does not depend on anybody reading ``events``."""
+
+
+class Launcher(Protocol):
+    """A kind of place where steps run."""
+
+    async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> Handle:
+        """Start a step with the right to run for ``lease_s`` seconds; its output is appended to ``log``.
+
+        Returns before the trainer's program runs: what goes wrong there is told by ``Handle.wait``.
+
+        Raises:
+            LauncherUnavailable: no device is free, or the cluster does not answer.
+        """
+
+    async def adopt(
+        self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path
+    ) -> Handle | None:
+        """Take over this step of an earlier attempt if it still runs: same process, all its events replayed.
+
+        Raises:
+            LauncherUnavailable: it cannot be known whether it runs.
+        """
+
+    async def ensure_stopped(self, run_id: UUID, below_attempt: int) -> None:
+        """Return when every attempt of the run with a smaller number is known to be dead.
+
+        Raises:
+            LauncherUnavailable: it cannot be known; the run waits.
+        """
+
+    async def close(self) -> None:
+        """End everything this launcher started that cannot outlive the worker, and let go of its resources."""

@@ -1,0 +1,150 @@
+"""Steps as child processes of this worker, each under a supervisor of its own."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import worker
+from schemas.steps import Step, StepSpec
+from worker.launchers.devices import Devices, HeldDevice
+from worker.launchers.environment import trainer_environment
+from worker.launchers.interface import LauncherUnavailable
+from worker.launchers.local_handle import LocalHandle, Wires
+from worker.launchers.processes import SUPERVISOR_MARK
+from worker.launchers.strays import stop_attempts, sweep_strays
+from worker.launchers.supervisor import now
+
+_SOURCE_ROOT: Final = str(Path(worker.__file__).parent.parent)
+# -I -S: no site, no environment, no working directory on the path; only the standard library and our own folder
+_SUPERVISOR: Final = (
+    sys.executable,
+    "-IS",
+    "-c",
+    f"import sys; sys.path.insert(0, {_SOURCE_ROOT!r}); from worker.launchers.supervisor import main; main()",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """How trainers run on this machine."""
+
+    command: Sequence[str]
+    """The trainer's program with its arguments, for instance ``(python, "-m", "worker.trainer")``."""
+    scratch_root: Path
+    """Each step gets a private folder below it, removed when the step has ended."""
+    patience_s: float = 600.0
+    """How long a paused trainer is kept for a late renewal before it is killed."""
+    memory_limit_bytes: int = 0
+    """For all processes of a step together; 0 sets none."""
+    log_limit_bytes: int = 64 * 2**20
+    niceness: int = 5
+    threads: int | None = None
+    devices: Sequence[str] = ()
+    """CUDA devices, or ``cpu`` any number of times; empty: not limited here."""
+    device_locks: Path = Path("/tmp/speech-training-devices")  # noqa: S108 - shared by all users of a host on purpose
+    added_environment: Mapping[str, str] = field(default_factory=dict)
+    garbage_limit: int = 100
+    """Unreadable event lines borne with before the trainer is ended."""
+
+
+class LocalLauncher:
+    """Runs each step as a process on this host."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self._options = options
+        self._devices = Devices(options.device_locks, options.devices)
+        self._handles: set[LocalHandle] = set()
+
+    async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> LocalHandle:
+        """See ``Launcher.start``."""
+        held = self._devices.hold_one()
+        if self._options.devices and held is None:
+            raise LauncherUnavailable("no_device", f"all of {', '.join(self._options.devices)} are taken")
+        scratch = self._options.scratch_root / f"{spec.run_id}-{spec.attempt}-{spec.step}"
+        try:
+            scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = self._spawn(spec, lease_s, log, scratch, held)
+        except OSError as error:
+            # no process, descriptor, memory or disk to be had: the host's trouble, not the run's
+            raise LauncherUnavailable("cannot_fork", str(error)) from error
+        finally:
+            if held is not None:
+                os.close(held.descriptor)  # the supervisor's copy holds the lock now
+        self._handles.add(handle)
+        handle.on_end(lambda: self._let_go(handle, scratch))
+        return handle
+
+    async def adopt(
+        self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path
+    ) -> LocalHandle | None:
+        """Nothing to adopt, ever: a local trainer does not outlive its worker."""
+        _ = run_id, attempt, step, lease_s, log
+        return None
+
+    async def ensure_stopped(self, run_id: UUID, below_attempt: int) -> None:
+        """See ``Launcher.ensure_stopped``. Knows this host (this pid namespace) only.
+
+        A trainer on another host is ended there by its supervisor: paused at the end of its right, which lies
+        before the end of the lease that had to run out for a new attempt to begin.
+        """
+        await asyncio.to_thread(stop_attempts, str(run_id), below_attempt)
+
+    async def sweep(self) -> int:
+        """End what no supervisor watches any more on this host; the number of processes found."""
+        return await asyncio.to_thread(sweep_strays)
+
+    async def close(self) -> None:
+        """End every step that still runs."""
+        await asyncio.gather(*(handle.kill() for handle in tuple(self._handles)))
+
+    def _spawn(
+        self, spec: StepSpec, lease_s: float, log: Path, scratch: Path, held: HeldDevice | None
+    ) -> LocalHandle:
+        wires = Wires.open(spec, log)
+        passed = [wires.trainer_events, wires.spec]
+        if held is not None:
+            passed.append(held.descriptor)
+        arguments = (
+            f"events={wires.trainer_events}",
+            f"spec={wires.spec}",
+            f"deadline={now() + lease_s:.3f}",
+            f"patience={self._options.patience_s}",
+            f"memory={self._options.memory_limit_bytes}",
+            f"log={self._options.log_limit_bytes}",
+            f"nice={self._options.niceness}",
+        )
+        environment = trainer_environment(
+            spec,
+            scratch,
+            added=self._options.added_environment,
+            device=held.name if held else None,
+            threads=self._options.threads,
+        )
+        try:
+            supervisor = subprocess.Popen(  # noqa: S603 - our own program
+                [*_SUPERVISOR, *arguments, "--", *self._options.command],
+                stdin=wires.supervisor_control,
+                stdout=wires.supervisor_status,
+                stderr=wires.log,
+                cwd=scratch,
+                env=environment | {SUPERVISOR_MARK: "1"},
+                pass_fds=passed,
+                start_new_session=True,  # a terminal's Ctrl-C is for the worker, who decides
+            )
+        except OSError:
+            wires.close_ours()
+            raise
+        finally:
+            wires.close_theirs()
+        return LocalHandle(spec, supervisor, wires, lease_s, self._options.garbage_limit, log)
+
+    async def _let_go(self, handle: LocalHandle, scratch: Path) -> None:
+        self._handles.discard(handle)
+        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)

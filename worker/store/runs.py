@@ -1,0 +1,430 @@
+"""Runs: registered, claimed, renewed, settled. One method per named query; ids make every write safe to repeat."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, assert_never
+from uuid import UUID, uuid4
+
+from schemas.failures import FailureClass
+from schemas.status import TrainingStatus
+from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Outcome, Succeeded
+from worker.domain.retry import GiveUp, Retry, after_failure
+from worker.domain.run import ClaimedRun, Fence, RunInputs
+from worker.errors import DatabaseAway, RunLost
+from worker.store.batch import Batch
+from worker.store.database import Database, Record, queries
+
+_Q: Final = queries("runs")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run somebody asks for."""
+
+    run_id: UUID
+    custom_model_id: int
+    organization_id: int
+    requested_at: datetime
+    traceparent: str | None = None
+    parameters: dict[str, Any] | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a run may use up."""
+
+    failures: int = 3
+    hand_overs: int = 50
+    wait_s: float = 7 * 86_400.0
+    run_s: float = 86_400.0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the database made of an ending."""
+
+    status: TrainingStatus
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move out of a status, ready for the ``settle_runs`` statement. Its id is made before the first try."""
+
+    fence: Fence
+    from_status: TrainingStatus
+    to_status: TrainingStatus
+    transition_id: UUID
+    fields: dict[str, Any]
+
+    def row(self) -> dict[str, Any]:
+        """The move as the statement reads it."""
+        return {
+            "run_id": str(self.fence.run_id),
+            "attempt": self.fence.attempt,
+            "from_status": int(self.from_status),
+            "to_status": int(self.to_status),
+            "transition_id": str(self.transition_id),
+        } | self.fields
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A registered checkpoint."""
+
+    attempt: int
+    steps_done: int
+    address: str
+    sha256: str
+    bytes: int
+    recipe_version: str
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A run whose lease has died."""
+
+    fence: Fence
+    failures: int
+    worker_id: str
+    phase: str | None
+    dead_s: float
+
+
+class RunStore:
+    """Every statement on runs.
+
+    Args:
+        database: the pool.
+        limits: what a run may use up.
+        random: uniform in [0, 1), for jitter.
+    """
+
+    def __init__(self, database: Database, limits: Limits, random: Callable[[], float]) -> None:
+        self._database = database
+        self._limits = limits
+        self._random = random
+        self._registering: Batch[Request, bool] = Batch(self._register, key=lambda request: request.run_id)
+        self._settling: Batch[Move, Settled | None] = Batch(self._settle, key=lambda move: move.fence.run_id)
+
+    # --- asked for -----------------------------------------------------------------------------------------------
+
+    async def register(self, request: Request) -> bool:
+        """Make the run's row, its first transition and its event. False: it cannot be made; see ``explain``."""
+        return await self._registering(request)
+
+    async def _register(self, requests: list[Request]) -> list[bool]:
+        rows = await self._database.fetch(_Q["register_runs"], *self.registration(requests, ["event"]))
+        created = {row["run_id"] for row in rows}
+        return [request.run_id in created for request in requests]
+
+    def registration(self, requests: Sequence[Request], kinds: list[str]) -> tuple[object, ...]:
+        """Arguments of the ``register_runs`` query, for whoever runs it inside a larger transaction."""
+        return (
+            [request.run_id for request in requests],
+            [request.custom_model_id for request in requests],
+            [request.organization_id for request in requests],
+            [request.requested_at for request in requests],
+            [uuid4() for _ in requests],
+            [request.traceparent for request in requests],
+            [request.parameters or {} for request in requests],
+            [request.priority for request in requests],
+            self._limits.wait_s,
+            kinds,
+        )
+
+    async def explain(self, requests: Sequence[Request]) -> dict[UUID, Record]:
+        """Why requests were not registered: known, same_ids, model_known, model_deleted, active_run_id by run id."""
+        rows = await self._database.fetch(
+            _Q["explain_requests"],
+            [request.run_id for request in requests],
+            [request.custom_model_id for request in requests],
+            [request.organization_id for request in requests],
+        )
+        return {row["run_id"]: row for row in rows}
+
+    # --- owned ---------------------------------------------------------------------------------------------------
+
+    async def claim(self, worker_id: str, slots: int, lease_s: float) -> list[ClaimedRun]:
+        """Take up to ``slots`` due runs in fair order. An answer lost on the wire is asked for once more, by ids."""
+        transition_ids = [uuid4() for _ in range(slots)]
+        claimed: list[ClaimedRun] = []
+        try:
+            # Another claim may have been faster on the same organization: look again while there seems to be work.
+            for _ in range(3):
+                free = transition_ids[len(claimed) :]
+                rows = await self._database.fetch(_Q["claim_runs"], worker_id, len(free), lease_s, free)
+                claimed += [_claimed(row) for row in rows if row["id"] is not None]
+                if len(claimed) == slots or not rows[0]["picked"]:
+                    break
+        except DatabaseAway:
+            rows = await self._database.fetch(_Q["claims_of"], transition_ids)
+            claimed = [_claimed(row) for row in rows]
+        return claimed
+
+    async def record_progress(self, rows: Sequence[tuple[Fence, str, float, float | None]]) -> None:
+        """Write phase, percent and ETA in seconds of several runs."""
+        await self._database.execute(
+            _Q["record_progress"],
+            [fence.run_id for fence, _, _, _ in rows],
+            [fence.attempt for fence, _, _, _ in rows],
+            [phase for _, phase, _, _ in rows],
+            [percent for _, _, percent, _ in rows],
+            [eta_s for _, _, _, eta_s in rows],
+        )
+
+    async def fix_inputs(self, fence: Fence, inputs: RunInputs) -> RunInputs:
+        """Fix the run's inputs, or get those fixed before.
+
+        Raises:
+            RunLost: the attempt is not the owner.
+        """
+        row = await self._database.fetch_row(_Q["fix_inputs"], fence.run_id, fence.attempt, inputs.model_dump(mode="json"))
+        if row is None:
+            raise RunLost(str(fence))
+        return RunInputs.model_validate(row["inputs"])
+
+    async def record_log(self, fence: Fence, address: str) -> None:
+        """Say where the attempt's log is kept."""
+        await self._owned(await self._database.fetch_row(_Q["record_log"], fence.run_id, fence.attempt, address), fence)
+
+    async def record_data_report(self, fence: Fence, report: dict[str, Any]) -> None:
+        """Say what became of the data, before the run ends."""
+        row = await self._database.fetch_row(_Q["record_data_report"], fence.run_id, fence.attempt, report)
+        await self._owned(row, fence)
+
+    async def register_checkpoint(self, fence: Fence, checkpoint: Checkpoint) -> None:
+        """From here on the checkpoint exists.
+
+        Raises:
+            RunLost: the attempt is not the owner.
+        """
+        row = await self._database.fetch_row(
+            _Q["register_checkpoint"],
+            fence.run_id,
+            fence.attempt,
+            checkpoint.steps_done,
+            checkpoint.address,
+            checkpoint.sha256,
+            checkpoint.bytes,
+            checkpoint.recipe_version,
+        )
+        await self._owned(row, fence)
+
+    async def checkpoints(self, run_id: UUID) -> list[Checkpoint]:
+        """Registered checkpoints of a run, the newest first."""
+        rows = await self._database.fetch(_Q["checkpoints_of_run"], run_id)
+        return [
+            Checkpoint(
+                row["attempt"], row["steps_done"], row["address"], row["sha256"], row["bytes"], row["recipe_version"]
+            )
+            for row in rows
+        ]
+
+    async def forget_checkpoints(self, fence: Fence, steps: Iterable[int]) -> None:
+        """Prune checkpoints of this attempt."""
+        await self._database.execute(_Q["forget_checkpoints"], fence.run_id, fence.attempt, list(steps))
+
+    async def store_step_output(
+        self, fence: Fence, content_key: str, step: str, address: str, sha256: str, size: int, result: dict[str, Any]
+    ) -> None:
+        """Keep what a step made, so that a repeat is free.
+
+        Raises:
+            RunLost: the attempt is not the owner.
+        """
+        row = await self._database.fetch_row(
+            _Q["store_step_output"], fence.run_id, fence.attempt, content_key, step, address, sha256, size, result
+        )
+        await self._owned(row, fence)
+
+    async def find_step_output(self, organization_id: int, content_key: str) -> Record | None:
+        """What a step made earlier from the same content: address, sha256, bytes, result."""
+        return await self._database.fetch_row(_Q["find_step_output"], organization_id, content_key)
+
+    async def forget_step_output(self, organization_id: int, content_key: str) -> None:
+        """Its bytes are gone or spoiled."""
+        await self._database.execute(_Q["forget_step_output"], organization_id, content_key)
+
+    @staticmethod
+    async def _owned(row: Record | None, fence: Fence) -> None:
+        if row is None:
+            raise RunLost(str(fence))
+
+    # --- ended ---------------------------------------------------------------------------------------------------
+
+    def move(self, run: ClaimedRun, outcome: Outcome) -> Move | None:
+        """The move that an outcome asks for; None where nothing may be written."""
+        match outcome:
+            case Succeeded():
+                to, fields = TrainingStatus.SUCCESS, _success_fields(outcome)
+            case Failed():
+                to, fields = self._after_failure(run.failures, outcome)
+            case HandedOver() if run.hand_overs + 1 > self._limits.hand_overs:
+                to, fields = self._after_failure(
+                    run.failures,
+                    Failed(FailureClass.LOST_WORKER, "too_many_hand_overs", "The run was moved between machines too often."),
+                )
+            case HandedOver():
+                to = TrainingStatus.READY_TO_RUN
+                fields = {"reason_code": "handed_over", "handed_over": True, "max_wait_s": self._limits.wait_s}
+            case Cancelled():
+                to, fields = TrainingStatus.NOT_RUNNING, {"reason_code": "cancelled"}
+            case Lost():
+                return None
+            case _:
+                assert_never(outcome)
+        return Move(run.fence, TrainingStatus.RUNNING, to, uuid4(), fields)
+
+    def orphan_move(self, orphan: Orphan) -> Move:
+        """The move that rescue makes of a dead lease; refused by the database when the owner renewed meanwhile."""
+        lost = Failed(
+            FailureClass.LOST_WORKER,
+            "lease_expired",
+            "The machine that trained the model was lost.",
+            f"worker {orphan.worker_id} did not renew for {orphan.dead_s:.0f} s after its lease ended, in phase {orphan.phase}",
+        )
+        to, fields = self._after_failure(orphan.failures, lost)
+        return Move(orphan.fence, TrainingStatus.RUNNING, to, uuid4(), fields | {"only_if_lease_dead": True})
+
+    def overdue_move(self, fence: Fence, waited_s: float) -> Move:
+        """The end of a run that nobody took in time."""
+        fields = {
+            "only_if_overdue": True,
+            "reason_code": "waited_too_long",
+            "failure_class": FailureClass.TIMEOUT.value,
+            "failure_code": "waited_too_long",
+            "failure_reason": f"The run waited {self._limits.wait_s / 3600:.0f} hours without a free machine.",
+            "failure_detail": f"waited {waited_s:.0f} s before its last queueing; see WORKER_WAIT_LIMIT_S",
+        }
+        return Move(fence, TrainingStatus.READY_TO_RUN, TrainingStatus.FAILED, uuid4(), fields)
+
+    @staticmethod
+    def cancel_queued_move(fence: Fence) -> Move:
+        """The end of a queued run that somebody cancelled."""
+        fields = {"reason_code": "cancelled"}
+        return Move(fence, TrainingStatus.READY_TO_RUN, TrainingStatus.NOT_RUNNING, uuid4(), fields)
+
+    def _after_failure(self, failures: int, failed: Failed) -> tuple[TrainingStatus, dict[str, Any]]:
+        fields: dict[str, Any] = {
+            "reason_code": failed.code,
+            "failure_class": failed.failure_class.value,
+            "failure_code": failed.code,
+            "failure_reason": failed.reason,
+            "failure_detail": failed.detail[:20_000],
+            "data_report": failed.data_report,
+            "max_wait_s": self._limits.wait_s,
+        }
+        match after_failure(failed.failure_class, failures, self._limits.failures, self._random):
+            case Retry(delay_s, counts):
+                return TrainingStatus.READY_TO_RUN, fields | {"delay_s": delay_s, "failed": counts}
+            case GiveUp():
+                return TrainingStatus.FAILED, fields | {"failed": True}
+
+    async def settle(self, move: Move) -> Settled | None:
+        """End an attempt: one statement with history, outbox and version, shared with whoever settles now.
+
+        Safe to repeat: a move that finds its own id in the history has succeeded. None: the run was lost to us.
+
+        Raises:
+            DatabaseAway: the fate is unknown; repeat with the same move.
+        """
+        return await self._settling(move)
+
+    async def _settle(self, moves: list[Move]) -> list[Settled | None]:
+        rows = await self._database.fetch(_Q["settle_runs"], [move.row() for move in moves])
+        by_id = {row["transition_id"]: row for row in rows}
+        return [
+            None
+            if by_id[move.transition_id]["status"] is None
+            else Settled(TrainingStatus(by_id[move.transition_id]["status"]), by_id[move.transition_id]["sequence"])
+            for move in moves
+        ]
+
+    async def orphans(self, most: int) -> list[Orphan]:
+        """Runs whose lease has died, the longest dead first."""
+        rows = await self._database.fetch(_Q["orphans"], most)
+        return [
+            Orphan(Fence(row["id"], row["attempt"]), row["failures"], row["worker_id"], row["phase"], row["dead_s"])
+            for row in rows
+        ]
+
+    async def overdue_waiting(self, most: int) -> list[tuple[Fence, float]]:
+        """Runs that have waited longer than anybody may, with the seconds waited."""
+        rows = await self._database.fetch(_Q["overdue_waiting"], most)
+        return [(Fence(row["id"], row["attempt"]), row["waited_s"]) for row in rows]
+
+    async def request_cancel(self, run_id: UUID) -> Record | None:
+        """Ask a run to stop: (id, status, attempt, asked); None for an unknown id."""
+        return await self._database.fetch_row(_Q["request_cancel"], run_id)
+
+    # --- looked at -----------------------------------------------------------------------------------------------
+
+    async def by_id(self, run_id: UUID) -> Record | None:
+        """One run, whole."""
+        return await self._database.fetch_row(_Q["run_by_id"], run_id)
+
+    async def transitions(self, run_id: UUID) -> Sequence[Record]:
+        """The run's history, in order."""
+        return await self._database.fetch(_Q["transitions_of_run"], run_id)
+
+    async def list(self, statuses: Sequence[int] | None, model_id: int | None, most: int) -> Sequence[Record]:
+        """Runs for an operator's eyes, the newest first."""
+        return await self._database.fetch(_Q["list_runs"], statuses, model_id, most)
+
+    async def counts(self) -> Record:
+        """What runs and waits: running, waiting, organizations_waiting, oldest_waiting_s."""
+        row = await self._database.fetch_row(_Q["run_counts"])
+        assert row is not None
+        return row
+
+
+def _claimed(row: Record) -> ClaimedRun:
+    inputs = row["inputs"]
+    return ClaimedRun(
+        id=row["id"],
+        custom_model_id=row["custom_model_id"],
+        organization_id=row["organization_id"],
+        base_language_id=row["base_language_id"],
+        attempt=row["attempt"],
+        failures=row["failures"],
+        hand_overs=row["hand_overs"],
+        inputs=None if inputs is None else RunInputs.model_validate(inputs),
+        wanted_parameters=row["wanted_parameters"],
+        ran_s=row["ran_s"],
+        waited_s=row["waited_s"],
+        created_at=row["created_at"],
+        requested_at=row["requested_at"],
+        traceparent=row["traceparent"],
+        cancel_requested=row["cancel_requested"],
+    )
+
+
+def _success_fields(outcome: Succeeded) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "reason_code": outcome.gate.value,
+        "figures": outcome.figures,
+        "gate": outcome.gate.value,
+        "data_report": outcome.data_report,
+        "report_address": outcome.report_address,
+    }
+    if outcome.version is not None:
+        fields |= {
+            "version_address": outcome.version.address,
+            "version_sha256": outcome.version.sha256,
+            "version_figures": outcome.figures,
+        }
+    return json_safe(fields)
+
+
+def json_safe(fields: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinities have no place in JSON: refuse them here, not in the database.
+
+    Raises:
+        ValueError: a figure is not a number.
+    """
+    json.dumps(fields, allow_nan=False)
+    return fields

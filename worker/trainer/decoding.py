@@ -1,0 +1,90 @@
+"""Greedy decoding of batches with kept keys and values; loops are stopped and counted."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from worker.trainer.whisper import WINDOW_S, Whisper
+
+LONGEST: Final = 224
+"""Tokens for 30 s, half of Whisper's text window, as in the original."""
+_TOKENS_A_SECOND: Final = 12
+_TOKENS_SPARE: Final = 24
+_REPEATS: Final = 4
+"""A phrase said this often in a row is a loop; single tokens may be said twice as often (1,000,000)."""
+_LONGEST_PHRASE: Final = 12
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What the model heard."""
+
+    tokens: list[int]
+    looped: bool
+    """Whether a loop, or an endless text, was cut off."""
+
+
+def token_limit(seconds: float) -> int:
+    """Most tokens that can be spoken in these seconds."""
+    return min(LONGEST, _TOKENS_SPARE + round(_TOKENS_A_SECOND * min(seconds, WINDOW_S)))
+
+
+@torch.inference_mode()
+def greedy(model: Whisper, states: Tensor, limits: list[int], language: str | None = None) -> list[Hypothesis]:
+    """Decode encoder states [batch, frames, width], each to its end or its limit of tokens."""
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache  # noqa: PLC0415 - with torch loaded
+
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    prompt = model.prompt(language)
+    tokens = torch.tensor([prompt] * len(states), device=states.device)
+    never, not_first = _suppressed(model, states)
+    output = model.token_embedding.to(states.dtype)
+    texts: list[list[int]] = [[] for _ in limits]
+    looped = [False] * len(limits)
+    open_rows = set(range(len(limits)))
+    for step in range(max(limits)):
+        hidden = model.decoder(
+            input_ids=tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+        scores = (hidden.to(output.dtype) @ output.T).float() + (not_first if step == 0 else never)
+        best = scores.argmax(dim=-1)
+        for row, token in enumerate(best.tolist()):
+            if row not in open_rows:
+                continue
+            if token == model.end:
+                open_rows.discard(row)
+                continue
+            texts[row].append(token)
+            if repeat := _loop(texts[row]):
+                del texts[row][-repeat:]
+                looped[row] = True
+            elif len(texts[row]) >= limits[row]:
+                looped[row] = True
+            if looped[row]:
+                open_rows.discard(row)
+        if not open_rows:
+            break
+        tokens = best[:, None]
+    return [Hypothesis(text, loop) for text, loop in zip(texts, looped, strict=True)]
+
+
+def _suppressed(model: Whisper, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Two rows of penalties: tokens never written (time stamps, sound effects), and those not written first."""
+    never = torch.zeros(model.config.vocab_size, device=states.device)
+    never[list(model.generation.suppress_tokens or [])] = -torch.inf
+    never[model.generation.no_timestamps_token_id :] = -torch.inf
+    not_first = never.clone()
+    not_first[list(model.generation.begin_suppress_tokens or [])] = -torch.inf
+    return never, not_first
+
+
+def _loop(tokens: list[int]) -> int:
+    """How many tokens at the end only repeat a phrase; 0 when none do."""
+    for length in range(1, _LONGEST_PHRASE + 1):
+        repeats = _REPEATS if length > 1 else 2 * _REPEATS
+        span = length * repeats
+        if len(tokens) >= span and tokens[-span:] == tokens[-length:] * repeats:
+            return span - length
+    return 0

@@ -1,0 +1,111 @@
+"""Error rates that can be trusted: one normalizer for both sides, counts by kind, paired bootstrap intervals."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jiwer
+import numpy as np
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+
+RESAMPLES: Final = 2_000
+_SPLIT_LETTER: Final = re.compile(r"\s+")
+
+Normalizer = Callable[[str], str]
+
+
+def normalizer(language: str | None) -> Normalizer:
+    """Case, punctuation and, for English, numbers and contractions: none of them is a recognition error."""
+    fold: Normalizer = EnglishTextNormalizer({}) if language in {None, "en"} else BasicTextNormalizer()
+    return lambda text: _SPLIT_LETTER.sub(" ", fold(unicodedata.normalize("NFKC", text))).strip()
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one utterance, in words or in characters."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    length: int
+    """Words or characters of the reference."""
+
+    @property
+    def total(self) -> int:
+        """All errors."""
+        return self.substitutions + self.deletions + self.insertions
+
+
+def word_errors(reference: str, hypothesis: str) -> Errors:
+    """Count word errors between normalized texts."""
+    return _errors(reference.split(), jiwer.process_words, reference, hypothesis)
+
+
+def character_errors(reference: str, hypothesis: str) -> Errors:
+    """Count character errors between normalized texts."""
+    return _errors(reference, jiwer.process_characters, reference, hypothesis)
+
+
+def _errors(units: Sequence[str], process: Callable[..., Any], reference: str, hypothesis: str) -> Errors:
+    if not units:  # nothing was said: every word heard is an insertion
+        return Errors(0, 0, len(hypothesis.split()), 0)
+    found = process(reference, hypothesis)
+    return Errors(found.substitutions, found.deletions, found.insertions, len(units))
+
+
+def rate(errors: Sequence[Errors]) -> float:
+    """Errors for each word (or character) of the references, as a fraction."""
+    return sum(error.total for error in errors) / max(1, sum(error.length for error in errors))
+
+
+def rate_figures(words: Sequence[Errors], characters: Sequence[Errors], looped: int) -> dict[str, Any]:
+    """Everything about one model on one set."""
+    return {
+        "wer": round(rate(words), 5),
+        "cer": round(rate(characters), 5),
+        "substitutions": sum(error.substitutions for error in words),
+        "deletions": sum(error.deletions for error in words),
+        "insertions": sum(error.insertions for error in words),
+        "words": sum(error.length for error in words),
+        "loops_cut": looped,
+    }
+
+
+def paired_intervals(base: Sequence[Errors], custom: Sequence[Errors], seed: int) -> dict[str, list[float]]:
+    """95 % bootstrap intervals over utterances: of both rates, and of custom minus base on the same resamples."""
+    lengths = np.array([error.length for error in base])
+    totals = np.array([[error.total for error in base], [error.total for error in custom]])
+    drawn = np.random.default_rng(seed).integers(0, len(base), (RESAMPLES, len(base)))
+    words = np.maximum(1, lengths[drawn].sum(axis=1))
+    rates = totals[:, drawn].sum(axis=2) / words
+    return {
+        "wer_base": _interval(rates[0]),
+        "wer_custom": _interval(rates[1]),
+        "wer_change": _interval(rates[1] - rates[0]),
+    }
+
+
+def _interval(values: Any) -> list[float]:
+    return [round(float(value), 5) for value in np.percentile(values, [2.5, 97.5])]
+
+
+def rare_terms(texts: Sequence[str], pieces: Callable[[str], int]) -> set[str]:
+    """Words that the base's tokenizer has no name for: three pieces or more, at least five letters."""
+    words = {word for text in texts for word in text.split() if len(word) >= 5 and word.isalpha()}  # noqa: PLR2004
+    return {word for word in words if pieces(word) >= 3}  # noqa: PLR2004 - see above
+
+
+def recall(terms: set[str], references: Sequence[str], hypotheses: Sequence[str]) -> tuple[int, int]:
+    """How many of the rare terms in the references were heard, and how many there are."""
+    heard = said = 0
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        left = hypothesis.split()
+        for word in reference.split():
+            if word in terms:
+                said += 1
+                if word in left:
+                    left.remove(word)
+                    heard += 1
+    return heard, said
