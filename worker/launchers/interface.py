@@ -1,8 +1,8 @@
 """What every launcher offers, whatever machine the trainer runs on.
 
-The words: a launcher *starts* a step and gives a handle. The owner *feeds* the handle with its right to run; unfed,
-the trainer is paused, then killed. Whoever takes a run over *adopts* what an earlier attempt left running, or makes
-sure that it is *stopped*, before anything new starts.
+The words: a launcher *starts* a step and gives a handle. The owner *feeds* the handle with its right to run;
+unfed, the trainer is paused, then killed. Whoever takes a run over *adopts* what an earlier attempt left
+running, or makes sure that it is *stopped*, before anything new starts.
 """
 
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from worker.errors import WorkerError
 
 
 class LauncherUnavailable(WorkerError):  # noqa: N818 - a state of the world, not an error of the run
-    """Nothing can be started, or nothing can be known, right now: the run waits and is not charged a failure.
+    """Nothing can be started or known right now: the run waits and is not charged a failure.
 
     Attributes:
         code: ``no_device``, ``cluster_unreachable``, ``cannot_fork`` …
@@ -82,7 +82,7 @@ class Handle(Protocol):
         """The step's events in order; ends when the trainer and every descendant are gone."""
 
     def feed(self, remaining_s: float) -> None:
-        """Give the right to run for so many more seconds from now; zero pauses at once. Cheap; never raises."""
+        """Give the right to run for so many seconds from now; zero pauses at once. Cheap, never raises."""
 
     async def ask_stop(self) -> None:
         """Ask for a checkpoint and an end (SIGTERM to the trainer's group). Returns at once; never raises."""
@@ -109,7 +109,7 @@ class Launcher(Protocol):
     async def adopt(
         self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path
     ) -> Handle | None:
-        """Take over this step of an earlier attempt if it still runs: same process, all its events replayed.
+        """Take over this step of an earlier attempt if it still runs: same process, its events replayed.
 
         Raises:
             LauncherUnavailable: it cannot be known whether it runs.
@@ -123,4 +123,4 @@ class Launcher(Protocol):
         """
 
     async def close(self) -> None:
-        """End everything this launcher started that cannot outlive the worker, and let go of its resources."""
+        """End whatever this launcher started that cannot outlive the worker, and let go of its resources."""

@@ -48,7 +48,7 @@ class LocalOptions:
     threads: int | None = None
     devices: Sequence[str] = ()
     """CUDA devices, or ``cpu`` any number of times; empty: not limited here."""
-    device_locks: Path = Path("/tmp/speech-training-devices")  # noqa: S108 - shared by all users of a host on purpose
+    device_locks: Path = Path("/tmp/speech-training-devices")  # noqa: S108 - one for the whole host
     added_environment: Mapping[str, str] = field(default_factory=dict)
     garbage_limit: int = 100
     """Unreadable event lines borne with before the trainer is ended."""

@@ -220,7 +220,8 @@ class LocalHandle:
 
     async def _finish(self) -> None:
         """From the supervisor's end to the facts: nobody of the attempt is left when ``wait`` returns."""
-        while self._supervisor.poll() is None:  # its descriptors close a moment before it can be collected
+        # its descriptors close a moment before it can be collected, and nothing else tells without a thread
+        while self._supervisor.poll() is None:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         if not self._facts:
             run_id, attempt = str(self._spec.run_id), self._spec.attempt

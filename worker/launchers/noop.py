@@ -1,7 +1,7 @@
 """A launcher that starts no process: for measuring the orchestration alone. It trains nothing.
 
-Every step ends at once with an empty result. Never a fallback: it is chosen by its own name only, and a run that
-went through it has figures that say so.
+Every step ends at once with an empty result. Never a fallback: it is chosen by its own name only, and a run
+that went through it has figures that say so.
 """
 
 from collections.abc import AsyncIterator
@@ -56,11 +56,8 @@ class NoopLauncher:
         _ = spec, lease_s, log
         return NoopHandle()
 
-    async def adopt(
-        self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path
-    ) -> NoopHandle | None:
+    async def adopt(self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path) -> None:
         """Nothing ever runs."""
-        _ = run_id, attempt, step, lease_s, log
 
     async def ensure_stopped(self, run_id: UUID, below_attempt: int) -> None:
         """Nothing ever runs."""

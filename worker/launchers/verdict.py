@@ -1,6 +1,5 @@
 """From the facts of a step's end to what they mean. Pure."""
 
-import signal
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,65 +30,68 @@ Verdict = StepDone | StepStopped | StepFailed
 """``StepFailed`` is the error that the caller raises when it agrees."""
 
 
+_FROM_OUTSIDE: Final = {
+    EndReason.NOT_STARTED: (
+        FailureClass.INFRASTRUCTURE,
+        "trainer_not_started",
+        "The training program could not be started.",
+    ),
+    EndReason.SUPERVISOR_LOST: (
+        FailureClass.INFRASTRUCTURE,
+        "supervisor_lost",
+        "The training was interrupted on its machine.",
+    ),
+    EndReason.UNFED: (
+        FailureClass.INFRASTRUCTURE,
+        "right_expired",
+        "The training lost the connection to its worker.",
+    ),
+    EndReason.OWNER_GONE: (
+        FailureClass.INFRASTRUCTURE,
+        "owner_gone",
+        "The training lost the connection to its worker.",
+    ),
+    EndReason.KILLED: (FailureClass.INFRASTRUCTURE, "killed", "The training was ended from outside."),
+    EndReason.EVENT_GARBAGE: (
+        FailureClass.BUG,
+        "event_garbage",
+        "The training program reported its progress in a way that cannot be read.",
+    ),
+    EndReason.MEMORY_LIMIT: (
+        FailureClass.OUT_OF_MEMORY,
+        "memory_limit",
+        "The training needed more memory than it may use.",
+    ),
+}
+"""What ended the trainer leaves nothing to ask: class, code, sentence."""
+
+
 def classify(ended: Ended) -> Verdict:
     """What a step's end means.
 
-    A trainer that its owner killed is reported as ``killed``: why it was killed (stalled, cancelled, the lease
-    lost) is known to the owner only, who should not ask.
+    A trainer that its owner killed is reported as ``killed``: why (stalled, cancelled, the lease lost) is
+    known to the owner only, who need not ask.
     """
-    match ended.reason:
-        case EndReason.NOT_STARTED:
-            return _ours(ended, "trainer_not_started", "The training program could not be started.")
-        case EndReason.SUPERVISOR_LOST:
-            return _ours(ended, "supervisor_lost", "The training was interrupted on its machine.")
-        case EndReason.UNFED | EndReason.OWNER_GONE:
-            return _ours(ended, "right_expired", "The training lost its connection to its worker.")
-        case EndReason.KILLED:
-            return _ours(ended, "killed", "The training was ended from outside.")
-        case EndReason.EVENT_GARBAGE:
-            return StepFailed(
-                FailureClass.BUG,
-                "event_garbage",
-                "The training program spoke a language nobody understands.",
-                ended.detail,
-            )
-        case EndReason.MEMORY_LIMIT:
-            return _out_of_memory(ended, "memory_limit")
-        case EndReason.EXITED:
-            return _classify_exit(ended)
+    if ended.reason is not EndReason.EXITED:
+        return StepFailed(*_FROM_OUTSIDE[ended.reason], ended.detail)
+    match ended.last_word:
+        case Failure() as word:
+            return StepFailed(word.failure_class, word.code, word.message, word.detail or ended.detail)
+        case Result() as result if ended.exit_code == 0:
+            return StepDone(result)
+        case Stopped(steps_done=steps_done) if ended.exit_code == STOPPED_EXIT_CODE:
+            return StepStopped(steps_done)
+    return _without_a_word(ended)
 
 
-def _classify_exit(ended: Ended) -> Verdict:
-    if isinstance(ended.last_word, Failure):
-        word = ended.last_word
-        detail = word.detail or ended.detail
-        return StepFailed(word.failure_class, word.code, word.message, detail)
-    if ended.out_of_memory:
-        return _out_of_memory(ended, "killed_for_memory")
+def _without_a_word(ended: Ended) -> StepFailed:
+    last_line = next(reversed(ended.detail.splitlines()), "")
+    if ended.out_of_memory or any(error in last_line for error in _MEMORY_ERRORS):
+        code = "killed_for_memory" if ended.out_of_memory else "memory_error"
+        sentence = "The training needed more memory than there is."
+        return StepFailed(FailureClass.OUT_OF_MEMORY, code, sentence, ended.detail)
     if ended.exit_code == 0:
-        if isinstance(ended.last_word, Result):
-            return StepDone(ended.last_word)
-        return StepFailed(
-            FailureClass.BUG, "no_result", "The training program ended without a result.", ended.detail
-        )
-    if ended.exit_code == STOPPED_EXIT_CODE:
-        word_steps = ended.last_word.steps_done if isinstance(ended.last_word, Stopped) else None
-        return StepStopped(word_steps)
-    last_line = next(reversed(ended.detail.strip().splitlines()), "")
-    if any(error in last_line for error in _MEMORY_ERRORS):
-        return _out_of_memory(ended, "memory_error")
-    if ended.signal is not None:
-        code = signal.Signals(ended.signal).name.lower() if ended.signal in set(signal.Signals) else "signal"
-    else:
-        code = f"exit_{ended.exit_code}"
+        sentence = "The training program ended without a result."
+        return StepFailed(FailureClass.BUG, "no_result", sentence, ended.detail)
+    code = f"exit_{ended.exit_code}" if ended.signal is None else f"signal_{ended.signal}"
     return StepFailed(FailureClass.CRASHED, code, "The training program ended unexpectedly.", ended.detail)
-
-
-def _out_of_memory(ended: Ended, code: str) -> StepFailed:
-    return StepFailed(
-        FailureClass.OUT_OF_MEMORY, code, "The training needed more memory than there is.", ended.detail
-    )
-
-
-def _ours(ended: Ended, code: str, message: str) -> StepFailed:
-    return StepFailed(FailureClass.INFRASTRUCTURE, code, message, ended.detail)

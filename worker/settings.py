@@ -1,0 +1,77 @@
+"""Every setting, in one place: read once from ``WORKER_…`` variables (secrets also from files), passed in as values.
+
+``deploy/env.example`` is made from this file; a test compares them.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SECRETS_FOLDER = Path("/run/secrets")
+
+
+class Settings(BaseSettings):
+    """The worker's settings. A secret named ``worker_database_url`` in ``/run/secrets`` is read from that file."""
+
+    model_config = SettingsConfigDict(env_prefix="WORKER_", frozen=True, extra="ignore")
+
+    amqp_url: SecretStr = Field(default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"), description="RabbitMQ, amqp:// or amqps://")
+    database_url: SecretStr = Field(
+        default=SecretStr("postgresql://127.0.0.1:5432/training"), description="Postgres 15 or newer"
+    )
+    storage_url: str = Field(default="file:///var/lib/speech-training", description="file:///folder or s3://bucket/prefix")
+
+    slots: int = Field(default=1, ge=0, le=1024, description="runs this worker trains at once; 0 only takes messages in")
+    launcher: Literal["local", "ray", "slurm", "noop"] = Field(default="local", description="where trainers run")
+    trainer_python: str = Field(default=sys.executable, description="interpreter of the trainer's environment")
+    trainer_module: str = Field(default="worker.trainer", description="module started for each step of a recipe")
+    trainer_memory_bytes: int = Field(default=0, ge=0, description="most memory of a trainer and its children; 0: no limit")
+    trainer_threads: int = Field(default=0, ge=0, description="processor threads of a trainer; 0: all of the machine")
+    devices: str = Field(default="", description="comma-separated devices of this host, one held by each step; empty: not limited")
+    device_locks: Path = Field(default=Path("/tmp/speech-training-devices"), description="folder of the host's device locks")  # noqa: S108
+    scratch: Path = Field(default=Path("/tmp/speech-training"), description="working folder on this host; can be lost")  # noqa: S108
+    cache: Path = Field(default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost")  # noqa: S108
+
+    renew_s: float = Field(default=15, gt=0, description="how often leases are renewed")
+    lease_s: float = Field(default=60, gt=0, description="how long a lease lasts without renewal")
+    pause_s: float = Field(default=45, gt=0, description="a trainer whose lease was not renewed for so long is paused")
+    patience_s: float = Field(default=600, gt=0, description="a paused trainer is killed after so long")
+    sweep_s: float = Field(default=15, gt=0, description="how often dead leases are looked for")
+    poll_s: float = Field(default=2, gt=0, description="how often a free slot looks for due runs without being rung")
+    progress_s: float = Field(default=1, gt=0, description="how often progress is written at most")
+    stall_s: float = Field(default=900, gt=0, description="a step without progress for so long is ended as stalled")
+    grace_s: float = Field(default=120, gt=0, description="time for a hand-over at shutdown")
+    failure_limit: int = Field(default=3, ge=1, description="failures a run may have in all")
+    hand_over_limit: int = Field(default=50, ge=0, description="times a run may be handed over in all")
+    wait_limit_s: float = Field(default=7 * 86_400, gt=0, description="longest wait in the queue, back-off not counted")
+    run_limit_s: float = Field(default=86_400, gt=0, description="longest running time over all attempts")
+    minimum_audio_s: float = Field(default=60, ge=0, description="least usable audio a run needs")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints an attempt keeps")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe level logged")
+    observe_host: str = Field(default="127.0.0.1", description="address of /metrics, /healthz and /readyz")
+    observe_port: int = Field(default=9108, ge=0, le=65_535, description="their port; 0 picks a free one")
+    database_connections: int = Field(default=8, ge=2, description="database connections of a worker, heartbeat apart")
+
+    s3_endpoint: str = Field(default="", description="S3 endpoint where it is not Amazon's")
+    s3_region: str = Field(default="us-east-1", description="S3 region")
+    s3_access_key: SecretStr = Field(default=SecretStr(""), description="S3 access key; empty: the platform's own credentials")
+    s3_secret_key: SecretStr = Field(default=SecretStr(""), description="S3 secret key")
+
+    def device_list(self) -> list[str]:
+        """The devices, one by one."""
+        return [device.strip() for device in self.devices.split(",") if device.strip()]
+
+
+def read_settings() -> Settings:
+    """Settings from the environment and, where it exists, the folder of secrets.
+
+    Raises:
+        pydantic.ValidationError: a value does not fit; names the field.
+    """
+    folder = SECRETS_FOLDER if SECRETS_FOLDER.is_dir() and os.access(SECRETS_FOLDER, os.R_OK | os.X_OK) else None
+    return Settings(_secrets_dir=folder)  # type: ignore[call-arg]  # pydantic-settings' own argument
