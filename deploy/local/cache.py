@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.local.report import say
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -38,7 +40,7 @@ def locked(name: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print(f"  waiting: another set-up is making {name} …", flush=True)
+            say(f"  waiting: another set-up is making {name} …")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

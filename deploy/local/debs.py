@@ -9,14 +9,11 @@ import subprocess
 from pathlib import Path
 
 from deploy.local.cache import cache_root, digest, locked, made_whole
+from deploy.local.report import MissingPieceError, say
 
 RABBITMQ = "rabbitmq-server"
 # What a package is made from: the release's own build of it. A new release or processor makes a new folder.
 RELEASE = Path("/etc/os-release")
-
-
-class MissingPieceError(RuntimeError):
-    """Something the set-up needs is not here; the message says what to do."""
 
 
 def has_apt() -> bool:
@@ -106,7 +103,7 @@ def install_rabbitmq() -> Path:
     final = rabbitmq_folder()
 
     def make(part: Path) -> None:
-        print("  downloading RabbitMQ and Erlang (32 MB, 54 MB unpacked) …", flush=True)
+        say("  downloading RabbitMQ and Erlang (32 MB, 54 MB unpacked) …")
         state = part / "apt"
         _update(state)
         debs = download(state, _with_erlang(state), part / "debs")
@@ -124,7 +121,7 @@ def install_pip_wheel() -> Path:
     final = cache_root() / "pip-wheel" / _release()
 
     def make(part: Path) -> None:
-        print("  downloading pip (python3-pip-whl, 3 MB) …", flush=True)
+        say("  downloading pip (python3-pip-whl, 3 MB) …")
         state = part / "apt"
         _update(state)
         unpack(download(state, ["python3-pip-whl"], part / "debs"), part)

