@@ -22,7 +22,7 @@ from worker.launchers.strays import stop_attempts, sweep_strays
 from worker.launchers.supervisor import now
 
 _SOURCE_ROOT: Final = str(Path(worker.__file__).parent.parent)
-# -I -S: no site, no environment, no working directory on the path; only the standard library and our own folder
+# -I -S: neither site nor environment nor working directory; the standard library and our own folder only
 _SUPERVISOR: Final = (
     sys.executable,
     "-IS",
@@ -48,7 +48,7 @@ class LocalOptions:
     threads: int | None = None
     devices: Sequence[str] = ()
     """CUDA devices, or ``cpu`` any number of times; empty: not limited here."""
-    device_locks: Path = Path("/tmp/speech-training-devices")  # noqa: S108 - one for the whole host
+    device_locks: Path = Path("/tmp/speech-training-devices")  # noqa: S108 - one for the host
     added_environment: Mapping[str, str] = field(default_factory=dict)
     garbage_limit: int = 100
     """Unreadable event lines borne with before the trainer is ended."""

@@ -143,9 +143,10 @@ class Supervisor:
             # first out of the way of 0 to 3, which are about to be replaced
             sources = (self._options.spec, output, output, self._options.events)
             moved = [fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 10) for source in sources]
+            for descriptor in sources:  # some were passed to us as inheritable
+                fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
             for target, source in enumerate(moved):
                 os.dup2(source, target)
-            fcntl.fcntl(errors, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
             environment = {name: value for name, value in os.environ.items() if name != SUPERVISOR_MARK}
             os.execvpe(self._command[0], self._command, environment)  # noqa: S606 - the launcher's own command
         except BaseException as error:  # noqa: BLE001 - nothing may return into the supervisor's code

@@ -1,0 +1,196 @@
+"""The local launcher: conformance, and what only a local one can show."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.failures import FailureClass
+from schemas.steps import ATTEMPT_MARK
+from tests.launchers.conformance import (
+    FAKE_TRAINER,
+    LONG_S,
+    Conformance,
+    Steps,
+    collect,
+    everybody,
+    trainers,
+    until,
+)
+from worker.errors import StepFailed
+from worker.launchers import processes
+from worker.launchers.interface import EndReason, LauncherUnavailable
+from worker.launchers.local import LocalLauncher, LocalOptions
+from worker.launchers.verdict import StepDone, classify
+
+
+def make(scratch: str, **options: Any) -> LocalLauncher:
+    command = (sys.executable, "-IS", str(FAKE_TRAINER))
+    if "device_locks" in options:
+        options["device_locks"] = Path(options["device_locks"])
+    return LocalLauncher(LocalOptions(**{"command": command, "scratch_root": Path(scratch), **options}))
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class LocalPlace:
+    moment_s = 1.0
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = str(scratch)
+
+    def launcher(self, **options: Any) -> LocalLauncher:
+        return make(self.scratch, **options)
+
+    def owner(self, **options: Any) -> list[str]:
+        return ["tests.launchers.test_local:make", json.dumps({"scratch": self.scratch, **options})]
+
+
+class TestLocal(Conformance):
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> LocalPlace:
+        return LocalPlace(tmp_path / "scratch")
+
+    async def test_nothing_is_ever_adopted(self, steps: Steps):
+        launcher = steps.launcher()
+        spec = steps.spec("succeed")
+        assert await launcher.adopt(spec.run_id, 1, spec.step, lease_s=LONG_S, log=steps.log) is None
+
+    async def test_tree_over_the_memory_limit_is_out_of_memory(self, steps: Steps):
+        handle = await steps.start("memory", megabytes=300, options={"memory_limit_bytes": 200 * 2**20})
+        ended = await handle.wait()
+        assert ended.reason is EndReason.MEMORY_LIMIT
+        assert ended.out_of_memory
+        assert ended.max_rss_bytes > 200 * 2**20
+        verdict = classify(ended)
+        assert isinstance(verdict, StepFailed)
+        assert (verdict.failure_class, verdict.code) == (FailureClass.OUT_OF_MEMORY, "memory_limit")
+
+    async def test_killed_by_a_stranger_is_a_crash(self, steps: Steps):
+        handle = await steps.start("stall")
+        await until(lambda: steps.has("start"))
+        os.kill(handle.trainer_pid, signal.SIGKILL)
+        verdict = classify(await handle.wait())
+        assert isinstance(verdict, StepFailed)
+        assert (verdict.failure_class, verdict.code) == (FailureClass.CRASHED, "signal_9")
+
+    @pytest.mark.parametrize("fake", ["succeed", "setsid_grandchild"])
+    async def test_killed_supervisor_leaves_nothing_behind(self, steps: Steps, fake: str):
+        handle = await steps.start(fake, steps=100_000)
+        await until(lambda: steps.has("step", 3))
+        (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
+        os.kill(supervisor.process.pid, signal.SIGKILL)
+        ended = await handle.wait()
+        assert not everybody(steps.run_id)
+        assert ended.reason is EndReason.SUPERVISOR_LOST
+        await steps.assert_nothing_moves()
+
+    async def test_frozen_supervisor_does_not_hinder_the_kill(self, steps: Steps):
+        handle = await steps.start("setsid_grandchild", steps=100_000)
+        await until(lambda: steps.has("step", 3))
+        (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
+        os.kill(supervisor.process.pid, signal.SIGSTOP)
+        await handle.kill()
+        assert not everybody(steps.run_id)
+
+    async def test_frozen_supervisor_is_woken_by_its_owners_death(self, steps: Steps):
+        owner = steps.own("setsid_grandchild", lease_s=LONG_S, options={}, steps=100_000)
+        await until(lambda: steps.has("step", 3))
+        (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
+        os.kill(supervisor.process.pid, signal.SIGSTOP)
+        owner.kill()
+        owner.wait()
+        await until(lambda: not everybody(steps.run_id))
+        await steps.assert_nothing_moves()
+
+    async def test_supervisor_that_does_not_pause_in_time_is_ended_with_its_trainer(
+        self, steps: Steps, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("worker.launchers.local_handle._OVERDUE_S", 0.5)
+        handle = await steps.start("setsid_grandchild", lease_s=1.0, steps=100_000)
+        await until(lambda: steps.has("step", 3))
+        (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
+        os.kill(supervisor.process.pid, signal.SIGSTOP)
+        ended = await handle.wait()
+        assert ended.reason is EndReason.SUPERVISOR_LOST
+        assert not everybody(steps.run_id)
+
+    async def test_trainer_woken_by_a_stranger_while_paused_is_stopped_again(self, steps: Steps):
+        handle = await steps.start("succeed", steps=100_000)
+        await until(lambda: steps.has("step", 3))
+        handle.feed(0)
+        await until(lambda: handle.paused)
+        os.kill(handle.trainer_pid, signal.SIGCONT)
+        await until(lambda: all(processes.is_still(marked.process) for marked in trainers(steps.run_id)))
+        await asyncio.sleep(0.5)
+        await steps.assert_nothing_moves()
+        await handle.kill()
+
+    async def test_what_was_left_when_owner_and_supervisor_died_together_is_swept(self, steps: Steps):
+        owner = steps.own("setsid_grandchild", lease_s=LONG_S, options={}, steps=100_000)
+        await until(lambda: steps.has("step", 3) and steps.has("tick"))
+        (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
+        owner.send_signal(signal.SIGSTOP)
+        os.kill(supervisor.process.pid, signal.SIGKILL)
+        owner.kill()
+        owner.wait()
+        await until(lambda: len(trainers(steps.run_id)) == 1)
+        other = await steps.start("stall", attempt=2)
+        await until(lambda: trainers(steps.run_id, 2))
+        assert await steps.launcher().sweep() == 1
+        await until(lambda: not trainers(steps.run_id, 1))
+        assert trainers(steps.run_id, 2)
+        await other.kill()
+
+    async def test_a_device_is_never_given_twice_even_after_its_owner_died(
+        self, steps: Steps, tmp_path: Path
+    ):
+        options = {"devices": ["0", "1"], "device_locks": str(tmp_path / "locks")}
+        owner = steps.own("stall", lease_s=LONG_S, options=options)
+        await until(lambda: steps.has("start"))
+        handle = await steps.start("stall", attempt=2, options=options)
+        with pytest.raises(LauncherUnavailable, match="no_device"):
+            await steps.start("stall", attempt=3, options=options)
+        owner.kill()
+        owner.wait()
+        await until(lambda: all(marked.attempt != 1 for marked in everybody(steps.run_id)))
+        third = await steps.start("environment", attempt=3, options=options)
+        await third.wait()
+        seen = json.loads((steps.output / "environment.json").read_text())["environment"]
+        assert seen["CUDA_VISIBLE_DEVICES"] == "0"
+        await handle.kill()
+
+    async def test_three_hundred_steps_leave_no_descriptor_process_or_folder(
+        self, steps: Steps, tmp_path: Path
+    ):
+        launcher = steps.launcher(command=("/bin/true",))
+
+        async def one(attempt: int) -> None:
+            handle = await launcher.start(steps.spec("", attempt), lease_s=LONG_S, log=steps.log)
+            assert (await handle.wait()).exit_code == 0
+            assert await collect(handle) == []
+
+        await one(1)
+        before = descriptors()
+        children = len(processes.descendants(os.getpid()))
+        for batch in range(75):
+            await asyncio.gather(*(one(2 + 4 * batch + n) for n in range(4)))
+        assert descriptors() == before
+        assert len(processes.descendants(os.getpid())) == children
+        assert list((tmp_path / "scratch").iterdir()) == []
+
+    async def test_large_spec_arrives_whole(self, steps: Steps):
+        text = "x" * 2_000_000
+        handle = await steps.start("succeed", steps=1, note=text, figures={"train": {"seen": "whole"}})
+        assert classify(await handle.wait()) == StepDone((await collect(handle))[-1])
+
+
+def test_mark_has_one_name():
+    assert processes.ATTEMPT_MARK == ATTEMPT_MARK
