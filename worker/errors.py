@@ -6,9 +6,14 @@ WorkerError
 ├── SchemaTooNew      the schema asks for newer code than this
 ├── SchemaNotReady    migrations are missing or were edited
 ├── BrokerAway        the broker does not answer
+├── BrokerRefused     the broker says no: credentials, virtual host, permissions; only people mend it
 ├── TopologyDiffers   a broker object exists with other arguments
 ├── StorageAway       object storage does not answer
+│   ├── StorageFull      no room left
+│   └── StorageRefused   it answers no: credentials, rights, a bucket that is not there
 ├── NotStored         no object under that key
+│   └── Spoiled          there is one, but its bytes are not those that were stored
+├── TooLarge          more bytes than the reader or the writer allows
 ├── RunLost           another attempt, or a cancel, owns the run now: stop, write nothing more
 └── StepFailed        a recipe's step ended badly, with a class
 """
@@ -40,6 +45,10 @@ class BrokerAway(WorkerError):  # noqa: N818
     """The broker does not answer."""
 
 
+class BrokerRefused(WorkerError):  # noqa: N818
+    """The broker answered no: wrong credentials, no such virtual host, a missing permission."""
+
+
 class TopologyDiffers(WorkerError):  # noqa: N818
     """A broker object exists with other arguments than ours."""
 
@@ -48,8 +57,24 @@ class StorageAway(WorkerError):  # noqa: N818
     """Object storage does not answer."""
 
 
+class StorageFull(StorageAway):
+    """No room is left where objects are kept: somebody has to make some."""
+
+
+class StorageRefused(StorageAway):
+    """Object storage answers no; trying again without a change does not help."""
+
+
 class NotStored(WorkerError):  # noqa: N818
     """Nothing is stored under that key."""
+
+
+class Spoiled(NotStored):
+    """What is stored does not have the digest it should have."""
+
+
+class TooLarge(WorkerError):  # noqa: N818
+    """More bytes than the limit that was set."""
 
 
 class RunLost(WorkerError):  # noqa: N818

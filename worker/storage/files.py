@@ -1,0 +1,239 @@
+"""Objects as files below one folder: the embedded default."""
+
+import asyncio
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+from worker.errors import StorageRefused, TooLarge
+from worker.storage.disk import local_errors, writing_errors
+from worker.storage.interface import Key, Method, Storage, Stored, check_digest
+from worker.storage.keys import PARTIAL, check_key, check_prefix
+from worker.storage.spool import PIECE, spool
+
+Result = TypeVar("Result")
+
+_THREADS: Final = 4
+
+
+class FileStorage(Storage):
+    """A folder. An object is written beside its place, synced and renamed: it is whole or not there.
+
+    Args:
+        root: the folder; made where it is missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.url = self.root.as_uri()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
+        with writing_errors():
+            (self.root / PARTIAL).mkdir(parents=True, exist_ok=True)
+
+    async def aclose(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _do(self, function: Callable[[], Result]) -> Result:
+        """Run in a thread of our own: a slow disk must not take the threads that resolve host names."""
+        with local_errors():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _partial(self) -> Path:
+        return self.root / PARTIAL / uuid.uuid4().hex
+
+    async def put_bytes(self, key: str, data: bytes, *, only_if_absent: bool = False) -> bool:
+        """See `Storage`."""
+        path = self._path(key)
+
+        def put() -> bool:
+            partial = self._partial()
+            try:
+                partial.write_bytes(data)
+                sync(partial)
+                if only_if_absent:  # unlike a rename, a link fails where somebody was first
+                    _in_folder(path, lambda: os.link(partial, path))
+                else:
+                    _placed(partial, path)
+            except FileExistsError:
+                return False
+            else:
+                return True
+            finally:
+                partial.unlink(missing_ok=True)
+
+        return await self._do(put)
+
+    async def put_file(self, path: Path, key: str, *, move: bool = False) -> int:
+        """See `Storage`. A move within one file system costs no copy."""
+        target = self._path(key)
+
+        def put() -> int:
+            if move:
+                sync(path)
+                try:
+                    return _placed(path, target)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:  # another file system needs a copy
+                        raise
+            partial = self._partial()
+            try:
+                shutil.copyfile(path, partial, follow_symlinks=False)
+                sync(partial)
+                size = _placed(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+            if move:
+                path.unlink()
+            return size
+
+        return await self._do(put)
+
+    async def put_stream(self, key: Key, chunks: AsyncIterator[bytes], limit_bytes: int) -> tuple[int, str]:
+        """See `Storage`."""
+        partial = self._partial()
+        try:
+            size, sha256 = await spool(chunks, partial, limit_bytes)
+            path = self._path(key(sha256) if callable(key) else key)
+            await self._do(lambda: _placed(partial, path))
+        finally:
+            await self._do(lambda: partial.unlink(missing_ok=True))
+        return size, sha256
+
+    async def get_bytes(self, key: str, limit_bytes: int) -> bytes:
+        """See `Storage`."""
+        path = self._path(key)
+
+        def get() -> bytes:
+            with path.open("rb") as file:
+                return file.read(limit_bytes + 1)
+
+        data = await self._do(get)
+        if len(data) > limit_bytes:
+            raise TooLarge(f"{key} has more than {limit_bytes} bytes")
+        return data
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """See `Storage`."""
+        path = self._path(key)
+        file = await self._do(lambda: path.open("rb"))
+        try:
+            await self._do(lambda: file.seek(start))
+            left = None if end is None else max(0, end - start)
+            while left is None or left > 0:
+                wanted = PIECE if left is None else min(PIECE, left)
+                piece = await self._do(lambda wanted=wanted: file.read(wanted))  # type: ignore[misc]
+                if not piece:
+                    return
+                left = None if left is None else left - len(piece)
+                yield piece
+        finally:
+            file.close()
+
+    async def size(self, key: str) -> int | None:
+        """See `Storage`."""
+        path = self._path(key)
+        return await self._do(lambda: path.stat().st_size if path.is_file() else None)
+
+    async def listing(self, prefix: str = "") -> AsyncIterator[Stored]:
+        """See `Storage`."""
+        folder = self.root / check_prefix(prefix)
+        for stored in await self._do(lambda: list(self._walk(folder))):
+            yield stored
+
+    def _walk(self, folder: Path) -> Iterator[Stored]:
+        for here, folders, names in os.walk(folder):
+            if Path(here) == self.root:
+                folders[:] = [name for name in folders if name != PARTIAL]
+            folders.sort()
+            for name in sorted(names):
+                path = Path(here) / name
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    state = path.stat()
+                    modified = datetime.fromtimestamp(state.st_mtime, UTC)
+                    key = path.relative_to(self.root).as_posix()
+                    yield Stored(key, state.st_size, modified, f"{state.st_ino}-{state.st_mtime_ns}")
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        """See `Storage`. Folders that become empty go as well."""
+        paths = [self._path(key) for key in keys]
+
+        def delete() -> None:
+            for path in paths:
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    path.unlink()
+                for folder in path.parents:
+                    if folder == self.root:
+                        break
+                    try:
+                        folder.rmdir()
+                    except OSError:
+                        break  # something else lies there
+
+        await self._do(delete)
+
+    async def materialize(self, key: str, *, sha256: str | None = None) -> Path:
+        """See `Storage`: the object itself, nothing is copied."""
+        path = self._path(key)
+
+        def look() -> Path:
+            path.stat()
+            if sha256 is not None:
+                check_digest(path, sha256)
+            return path
+
+        return await self._do(look)
+
+    def local_path(self, key: str) -> Path:
+        """See `Storage`."""
+        return self._path(key)
+
+    async def signed_url(self, key: str, expires_s: float, method: Method = "GET") -> str:
+        """Files have none.
+
+        Raises:
+            StorageRefused: always.
+        """
+        raise StorageRefused(
+            f"files have no signed addresses ({method} {key}, {expires_s:.0f} s): use s3://, gs:// or az://"
+        )
+
+
+def _placed(source: Path, target: Path) -> int:
+    """Rename a synced file to its name, so that a power cut leaves the old one or this; its size."""
+    size = source.stat().st_size
+    _in_folder(target, lambda: source.replace(target))
+    return size
+
+
+def _in_folder(target: Path, act: Callable[[], object]) -> None:
+    """Do something in a folder that is missing, or that a delete has just taken away as empty."""
+    for tries_left in (2, 1, 0):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            act()
+        except FileNotFoundError:
+            if not tries_left or target.parent.is_dir():
+                raise
+        else:
+            break
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

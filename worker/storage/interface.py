@@ -1,0 +1,218 @@
+"""What every storage can do. Keys are checked, errors are ours, nothing is held in memory whole."""
+
+import abc
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from schemas.digest import file_digest, tree_digest
+from worker.concurrency import all_of
+from worker.errors import Spoiled
+
+Key = str | Callable[[str], str]
+"""A storage key, or what makes one from the SHA-256 of the bytes, which is known only at their end."""
+Method = Literal["GET", "PUT"]
+UPLOADS_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How to reach a storage; values only, nothing is read from the environment here.
+
+    Attributes:
+        cache: folder on this host for what is fetched from a remote storage, and for uploads under way.
+        endpoint: address of an S3 server that is not Amazon's.
+        path_style: the bucket in the path instead of the host name, as most servers of one's own want it.
+        ca_file: certificates (PEM) to trust beside the system's.
+        allow_http: no TLS. For a server on the same machine.
+        patience_s: how long a storage may be away before that is an error.
+        extra: further options of obstore's, by its names: for Google Cloud Storage and Azure.
+    """
+
+    cache: Path | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    path_style: bool = False
+    ca_file: Path | None = None
+    allow_http: bool = False
+    patience_s: float = 60.0
+    extra: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One object, as a listing tells it."""
+
+    key: str
+    bytes: int
+    modified: datetime
+    tag: str = ""
+    """Changes with the content, where the storage says so."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of an uploaded folder; `path` is relative to the folder."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class Storage(abc.ABC):
+    """Objects under keys like ``runs/<run>/<attempt>/train/model.safetensors``.
+
+    Every method raises ``StorageAway`` (``StorageFull``, ``StorageRefused``) where the storage is at fault,
+    and ``ValueError`` for a key that cannot be one.
+    """
+
+    url: str
+    """Where it is, without credentials."""
+
+    @abc.abstractmethod
+    async def put_bytes(self, key: str, data: bytes, *, only_if_absent: bool = False) -> bool:
+        """Store a small object, whole or not at all.
+
+        Returns:
+            False where `only_if_absent` found another object under the key, which stays as it is.
+        """
+
+    @abc.abstractmethod
+    async def put_file(self, path: Path, key: str, *, move: bool = False) -> int:
+        """Store a file's bytes.
+
+        Args:
+            path: the file.
+            key: where.
+            move: the caller has no further use for the file; it is gone afterwards.
+
+        Returns:
+            Bytes stored.
+        """
+
+    @abc.abstractmethod
+    async def put_stream(self, key: Key, chunks: AsyncIterator[bytes], limit_bytes: int) -> tuple[int, str]:
+        """Store what comes in, whatever its length; nothing is stored unless `chunks` ends well.
+
+        Returns:
+            Bytes and SHA-256.
+
+        Raises:
+            TooLarge: more than `limit_bytes` came.
+        """
+
+    @abc.abstractmethod
+    async def get_bytes(self, key: str, limit_bytes: int) -> bytes:
+        """A small object.
+
+        Raises:
+            NotStored: there is none.
+            TooLarge: it has more than `limit_bytes`.
+        """
+
+    @abc.abstractmethod
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`, in pieces of a few MB.
+
+        Raises:
+            NotStored: there is no such object.
+        """
+
+    @abc.abstractmethod
+    async def size(self, key: str) -> int | None:
+        """Bytes of an object; None where there is none."""
+
+    @abc.abstractmethod
+    def listing(self, prefix: str = "") -> AsyncIterator[Stored]:
+        """Every object below a prefix, which counts whole segments: ``runs/1`` does not find ``runs/10``."""
+
+    @abc.abstractmethod
+    async def delete(self, keys: Iterable[str]) -> None:
+        """Objects that are gone afterwards; one that was not there is no error."""
+
+    @abc.abstractmethod
+    async def materialize(self, key: str, *, sha256: str | None = None) -> Path:
+        """An object, or all below a prefix, as a local file or folder to read from. Never write there.
+
+        Args:
+            key: key or prefix.
+            sha256: what it must be (``file_digest``, or ``tree_digest`` of a folder). Checked here.
+
+        Raises:
+            NotStored: there is nothing.
+            Spoiled: it is something else than `sha256` says.
+        """
+
+    @abc.abstractmethod
+    def local_path(self, key: str) -> Path | None:
+        """Where the object lies, or would lie, on this host; None where it does not."""
+
+    @abc.abstractmethod
+    async def signed_url(self, key: str, expires_s: float, method: Method = "GET") -> str:
+        """An address that lets its bearer read or write this one object for a while, without credentials.
+
+        Raises:
+            StorageRefused: this storage has no such addresses.
+        """
+
+    async def aclose(self) -> None:
+        """Let go of threads and connections."""
+        return
+
+    async def address(self, key: str, expires_s: float) -> str:
+        """How a step reaches an object for reading: its path on this host, or a signed URL."""
+        path = self.local_path(key)
+        return str(path) if path is not None else await self.signed_url(key, expires_s)
+
+    async def delete_prefix(self, prefix: str) -> int:
+        """Delete everything below a prefix; how many objects that were."""
+        if not prefix:
+            raise ValueError("delete_prefix takes a prefix")
+        keys = [stored.key async for stored in self.listing(prefix)]
+        await self.delete(keys)
+        return len(keys)
+
+    async def upload_folder(self, folder: Path, prefix: str, *, move: bool = False) -> list[StoredFile]:
+        """Store every file below a folder under a prefix.
+
+        Returns:
+            Path relative to the folder, digest and size of each file, sorted by path.
+
+        Raises:
+            ValueError: something in the folder is neither file nor folder; a link may lead anywhere.
+        """
+        names = await asyncio.to_thread(_plain_files, folder)
+
+        async def upload(name: str) -> StoredFile:
+            path = folder / name
+            sha256 = await asyncio.to_thread(file_digest, path)
+            return StoredFile(name, sha256, await self.put_file(path, f"{prefix}/{name}", move=move))
+
+        return await all_of(names, upload, UPLOADS_AT_ONCE)
+
+
+def _plain_files(folder: Path) -> list[str]:
+    names = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"neither file nor folder: {path.relative_to(folder)}")
+        if path.is_file():
+            names.append(path.relative_to(folder).as_posix())
+    return names
+
+
+def check_digest(path: Path, sha256: str) -> None:
+    """Compare a file or folder with the digest it should have; reads all of it.
+
+    Raises:
+        Spoiled: it has another.
+    """
+    found = tree_digest(path) if path.is_dir() else file_digest(path)
+    if found != sha256:
+        raise Spoiled(f"{path.name} has the digest {found[:12]}…, not {sha256[:12]}…")
