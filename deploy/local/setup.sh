@@ -14,15 +14,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 find_python() {
     local candidate
-    for candidate in "${SPEECH_WORKER_PYTHON:-}" python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
-        [ -n "$candidate" ] || continue
+    for candidate in ${SPEECH_WORKER_PYTHON:-python3 python3.13 python3.12 python3.11 /usr/bin/python3}; do
         # Run it rather than trust its name: a version manager's shim may point at nothing.
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
             "$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))'
             return
         fi
     done
-    echo "set-up: no Python 3.11 to 3.14 found." \
+    echo "set-up: no Python 3.11 to 3.14 found${SPEECH_WORKER_PYTHON:+ at $SPEECH_WORKER_PYTHON}." \
         "What to do: install python3.11 or newer, or name one in SPEECH_WORKER_PYTHON." >&2
     return 1
 }
