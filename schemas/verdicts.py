@@ -1,0 +1,130 @@
+"""Why a file or segment is not trained on: every reason code, its sentence, and what its owner can do about it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason code."""
+
+    code: str
+    sentence: str
+    """What is wrong, where no more is known than the code."""
+    remedy: str
+    """What its owner can do."""
+    many: str
+    """For "3 files …" in a count."""
+
+
+_ALL: Final = (
+    # Known from names and texts, when a run begins.
+    Reason(
+        "waiting_for_pair",
+        "The other half is not there: audio needs a transcript of the same name, and a transcript its audio.",
+        "Upload the missing half under the same name, such as talk.wav and talk.txt.",
+        "wait for their other half",
+    ),
+    Reason(
+        "missing_file",
+        "The recording is not there.",
+        "Upload the recording that the manifest names, or correct audio_filepath.",
+        "name a recording that is not there",
+    ),
+    Reason(
+        "ambiguous_file",
+        "More than one recording could be meant.",
+        "Write the folder of the recording into audio_filepath as well.",
+        "could mean more than one recording",
+    ),
+    Reason("empty_transcript", "The transcript has no words.", "Write what is said.", "have no words"),
+    Reason(
+        "unreadable_transcript",
+        "The transcript cannot be read.",
+        "Save it as UTF-8 text (.txt), WebVTT (.vtt) or SubRip (.srt).",
+        "have a transcript that cannot be read",
+    ),
+    Reason(
+        "transcript_too_large",
+        "The transcript is too large.",
+        "Cut it into several, each beside its own recording.",
+        "have a transcript that is too large",
+    ),
+    Reason(
+        "bad_cue",
+        "The times of a cue make no sense.",
+        "Correct the cue's times: its end must come after its start.",
+        "have cues whose times make no sense",
+    ),
+    Reason(
+        "bad_manifest_line",
+        "A line of the manifest cannot be understood.",
+        "Write one JSON object a line, with audio_filepath and text.",
+        "are manifest lines that cannot be understood",
+    ),
+    Reason(
+        "superseded",
+        "Another file says the same, and better.",
+        "Nothing: it is not needed. Remove it, or remove the other one to use this one.",
+        "are not needed beside a better one",
+    ),
+    Reason(
+        "same_stem",
+        "Two recordings share a name.",
+        "Give every recording a name of its own.",
+        "share a name with another recording",
+    ),
+    Reason(
+        "duplicate",
+        "The same recording is already there.",
+        "Nothing: it is used once.",
+        "are there twice",
+    ),
+    # Known from the sound, when it is prepared.
+    Reason(
+        "unreadable_audio",
+        "The recording cannot be read.",
+        "Play it on your own machine; if it plays, convert it to wav or flac and upload it again.",
+        "cannot be read",
+    ),
+    Reason("too_short", "It is too short.", "Upload a longer recording.", "are too short"),
+    Reason(
+        "too_long",
+        "It is longer than 30 seconds.",
+        "Cut it into pieces of at most 30 s, or give a .vtt or .srt with shorter cues.",
+        "are too long",
+    ),
+    Reason(
+        "transcript_too_long_for_audio",
+        "The transcript has more words than anybody can say in that time.",
+        "Check that the transcript belongs to this recording.",
+        "have a transcript that cannot belong to them",
+    ),
+    Reason(
+        "untimed_long_recording",
+        "The recording is long and its transcript has no times.",
+        "Give a .vtt or .srt, or cut it into pieces of at most 30 s.",
+        "are long and have no times",
+    ),
+    Reason("silent", "Nothing can be heard.", "Record it again.", "are silent"),
+    Reason(
+        "clipped",
+        "The recording is overdriven.",
+        "Record it again with the microphone turned down.",
+        "are overdriven",
+    ),
+    Reason(
+        "on_two_sides",
+        "The same sentence is in the test data, so it is not trained on.",
+        "Nothing; or mark both with the same split.",
+        "repeat sentences of the test data",
+    ),
+)
+
+REASONS: Final[dict[str, Reason]] = {reason.code: reason for reason in _ALL}
+
+
+def counted(counts: dict[str, int]) -> str:
+    """Counts by reason as words: ``3 files are silent, 1 file …``; the commonest first."""
+    told = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{count} {REASONS[code].many if code in REASONS else code}" for code, count in told)
