@@ -1,6 +1,7 @@
 """Content digests, the same on both sides of the trainer's fence."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -20,6 +21,11 @@ def tree_digest(folder: Path) -> str:
     Raises:
         OSError: a file cannot be read.
     """
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    lines = "".join(f"{file_digest(folder / name)}  {name}\n" for name in files)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return digest_of((path.relative_to(folder).as_posix(), file_digest(path)) for path in files)
+
+
+def digest_of(files: Iterable[tuple[str, str]]) -> str:
+    """``tree_digest`` of files whose (relative path, digest) are known already."""
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -127,6 +127,8 @@ create table training_runs (
     eta_s real,
     -- The progress clock: stalls are judged by it, leases never are.
     progress_at timestamptz,
+    -- Newest figures and the loss curve so far, for whoever watches; nothing is decided from it.
+    live jsonb,
 
     wanted_parameters jsonb not null default '{}' check (jsonb_typeof(wanted_parameters) = 'object'),
     -- Fixed at the first claim: manifest with digest, base, recipe and version, hyper-parameters, seed.

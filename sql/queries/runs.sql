@@ -138,14 +138,14 @@ returning r.id, r.attempt, r.cancel_requested_at is not null as cancel_requested
 -- Write how far runs are; only the owner of the attempt can.
 with told as materialized (
     select p.*
-    from unnest($1::uuid[], $2::int[], $3::text[], $4::real[], $5::real[])
-        as p (id, attempt, phase, percent, eta_s)
+    from unnest($1::uuid[], $2::int[], $3::text[], $4::real[], $5::real[], $6::jsonb[])
+        as p (id, attempt, phase, percent, eta_s, live)
     join training_runs r on r.id = p.id and r.attempt = p.attempt and r.status = 3
     order by r.id
     for update of r
 )
 update training_runs r
-set phase = p.phase, percent = p.percent, eta_s = p.eta_s, progress_at = db_now()
+set phase = p.phase, percent = p.percent, eta_s = p.eta_s, live = p.live, progress_at = db_now()
 from told p
 where r.id = p.id
 

@@ -24,52 +24,72 @@ class Rule:
 RULES: Final = MappingProxyType(
     {
         FailureClass.DATA: Rule(
-            retry=False, counts=True, first_pause_s=0,
+            retry=False,
+            counts=True,
+            first_pause_s=0,
             customer="The uploaded data cannot be trained on.",
             operator="Nothing to do here: the data report on the run lists each refused file with its reason.",
         ),
         FailureClass.OUT_OF_MEMORY: Rule(
-            retry=True, counts=True, first_pause_s=60,
+            retry=True,
+            counts=True,
+            first_pause_s=60,
             customer="The training needed more memory than was available.",
             operator="Raise WORKER_TRAINER_MEMORY_BYTES, lower the recipe's batch_frames, or use a larger machine.",
         ),
         FailureClass.CRASHED: Rule(
-            retry=True, counts=True, first_pause_s=30,
+            retry=True,
+            counts=True,
+            first_pause_s=30,
             customer="The training stopped unexpectedly.",
             operator="Read the end of the run's log; the exit code or signal is in the failure's detail.",
         ),
         FailureClass.STALLED: Rule(
-            retry=True, counts=True, first_pause_s=60,
+            retry=True,
+            counts=True,
+            first_pause_s=60,
             customer="The training stopped making progress.",
             operator="Read the run's log; look at the host's disk, GPU and storage; the stall limit is WORKER_STALL_S.",
         ),
         FailureClass.CAPACITY: Rule(
-            retry=True, counts=False, first_pause_s=15,
+            retry=True,
+            counts=False,
+            first_pause_s=15,
             customer="The training is waiting for a free machine.",
             operator="No device or no room in the cluster: add capacity or wait; the run is not harmed.",
         ),
         FailureClass.INFRASTRUCTURE: Rule(
-            retry=True, counts=True, first_pause_s=30,
+            retry=True,
+            counts=True,
+            first_pause_s=30,
             customer="A part of our service was not available.",
             operator="Storage, disk or network of ours failed: the detail names it. Runs retry by themselves.",
         ),
         FailureClass.TIMEOUT: Rule(
-            retry=False, counts=True, first_pause_s=0,
+            retry=False,
+            counts=True,
+            first_pause_s=0,
             customer="The run took longer than a run may take.",
             operator="See WORKER_RUN_LIMIT_S and WORKER_WAIT_LIMIT_S; a long wait means too few slots.",
         ),
         FailureClass.LOST_WORKER: Rule(
-            retry=True, counts=True, first_pause_s=5,
+            retry=True,
+            counts=True,
+            first_pause_s=5,
             customer="The machine that trained the model was lost.",
             operator="A worker died or was cut off without handing over. Several times on one run: it may kill its worker.",
         ),
         FailureClass.CANCELLED: Rule(
-            retry=False, counts=False, first_pause_s=0,
+            retry=False,
+            counts=False,
+            first_pause_s=0,
             customer="The run was cancelled.",
             operator="Somebody cancelled the run or deleted its model.",
         ),
         FailureClass.BUG: Rule(
-            retry=True, counts=True, first_pause_s=30,
+            retry=True,
+            counts=True,
+            first_pause_s=30,
             customer="The training failed because of a mistake of ours.",
             operator="An exception nobody foresaw: the traceback is in the failure's detail and the run's log. Please report it.",
         ),
@@ -92,7 +112,9 @@ class GiveUp:
     """The run fails for good."""
 
 
-def after_failure(failure_class: FailureClass, failures: int, limit: int, random: Callable[[], float]) -> Retry | GiveUp:
+def after_failure(
+    failure_class: FailureClass, failures: int, limit: int, random: Callable[[], float]
+) -> Retry | GiveUp:
     """Decide what follows from a failure.
 
     Args:

@@ -22,7 +22,12 @@ class Batch(Generic[T, R]):
     """
 
     def __init__(
-        self, run: Callable[[list[T]], Awaitable[list[R]]], key: Callable[[T], object], *, most: int = 256, lanes: int = 2
+        self,
+        run: Callable[[list[T]], Awaitable[list[R]]],
+        key: Callable[[T], object],
+        *,
+        most: int = 256,
+        lanes: int = 2,
     ) -> None:
         self._run = run
         self._key = key
@@ -66,7 +71,7 @@ class Batch(Generic[T, R]):
     async def _one(self, taken: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:
             results = await self._run([item for item, _ in taken])
-        except BaseException as error:  # noqa: BLE001 - handed on to those who wait
+        except BaseException as error:
             for _, answer in taken:
                 if not answer.done():
                     answer.set_exception(error if isinstance(error, Exception) else ConnectionError("shutting down"))

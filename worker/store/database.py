@@ -53,7 +53,13 @@ class Database:
     """
 
     def __init__(
-        self, dsn: str, *, size: int = 8, answer_s: float = 20.0, name: str = "worker", settings: dict[str, str] | None = None
+        self,
+        dsn: str,
+        *,
+        size: int = 8,
+        answer_s: float = 20.0,
+        name: str = "worker",
+        settings: dict[str, str] | None = None,
     ) -> None:
         self._dsn = dsn
         self._size = size

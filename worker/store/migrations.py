@@ -139,7 +139,9 @@ def _compare(applied: dict[int, asyncpg.Record]) -> None:
     ours = {migration.number: migration for migration in migrations()}
     for number, row in applied.items():
         if _version(row["oldest_code"]) > _version(__version__):
-            raise SchemaTooNew(f"{row['name']} needs code {row['oldest_code']} or newer; this is {__version__}: upgrade")
+            raise SchemaTooNew(
+                f"{row['name']} needs code {row['oldest_code']} or newer; this is {__version__}: upgrade"
+            )
         if number in ours and row["sha256"] != ours[number].sha256:
             raise SchemaNotReady(
                 f"{row['name']} was edited after it was applied: restore the file and put the change into a new migration"

@@ -48,7 +48,14 @@ class ModelStore:
     ) -> int:
         """A base language, made or changed for runs to come."""
         row = await self._database.fetch_row(
-            _Q["create_base_language"], key, name, recipe, weights, version, hyper_parameters or {}, general_set
+            _Q["create_base_language"],
+            key,
+            name,
+            recipe,
+            weights,
+            version,
+            hyper_parameters or {},
+            general_set,
         )
         assert row is not None
         return int(row["id"])

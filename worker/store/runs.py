@@ -72,6 +72,17 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``live`` holds the newest figures and the curve so far, for whoever watches."""
+
+    fence: Fence
+    phase: str
+    percent: float
+    eta_s: float | None
+    live: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A registered checkpoint."""
 
@@ -165,15 +176,27 @@ class RunStore:
             claimed = [_claimed(row) for row in rows]
         return claimed
 
-    async def record_progress(self, rows: Sequence[tuple[Fence, str, float, float | None]]) -> None:
-        """Write phase, percent and ETA in seconds of several runs."""
+    async def renew(self, worker_id: str, fences: Sequence[Fence], lease_s: float) -> dict[Fence, bool]:
+        """Renew all leases at once. What is not in the answer is lost; True: somebody asked to cancel the run."""
+        rows = await self._database.fetch(
+            _Q["renew_leases"],
+            worker_id,
+            [fence.run_id for fence in fences],
+            [fence.attempt for fence in fences],
+            lease_s,
+        )
+        return {Fence(row["id"], row["attempt"]): row["cancel_requested"] for row in rows}
+
+    async def record_progress(self, notes: Sequence[Progress]) -> None:
+        """Write how far several runs are."""
         await self._database.execute(
             _Q["record_progress"],
-            [fence.run_id for fence, _, _, _ in rows],
-            [fence.attempt for fence, _, _, _ in rows],
-            [phase for _, phase, _, _ in rows],
-            [percent for _, _, percent, _ in rows],
-            [eta_s for _, _, _, eta_s in rows],
+            [note.fence.run_id for note in notes],
+            [note.fence.attempt for note in notes],
+            [note.phase for note in notes],
+            [note.percent for note in notes],
+            [note.eta_s for note in notes],
+            [note.live for note in notes],
         )
 
     async def fix_inputs(self, fence: Fence, inputs: RunInputs) -> RunInputs:
@@ -182,7 +205,9 @@ class RunStore:
         Raises:
             RunLost: the attempt is not the owner.
         """
-        row = await self._database.fetch_row(_Q["fix_inputs"], fence.run_id, fence.attempt, inputs.model_dump(mode="json"))
+        row = await self._database.fetch_row(
+            _Q["fix_inputs"], fence.run_id, fence.attempt, inputs.model_dump(mode="json")
+        )
         if row is None:
             raise RunLost(str(fence))
         return RunInputs.model_validate(row["inputs"])
@@ -219,7 +244,12 @@ class RunStore:
         rows = await self._database.fetch(_Q["checkpoints_of_run"], run_id)
         return [
             Checkpoint(
-                row["attempt"], row["steps_done"], row["address"], row["sha256"], row["bytes"], row["recipe_version"]
+                row["attempt"],
+                row["steps_done"],
+                row["address"],
+                row["sha256"],
+                row["bytes"],
+                row["recipe_version"],
             )
             for row in rows
         ]
@@ -229,7 +259,14 @@ class RunStore:
         await self._database.execute(_Q["forget_checkpoints"], fence.run_id, fence.attempt, list(steps))
 
     async def store_step_output(
-        self, fence: Fence, content_key: str, step: str, address: str, sha256: str, size: int, result: dict[str, Any]
+        self,
+        fence: Fence,
+        content_key: str,
+        step: str,
+        address: str,
+        sha256: str,
+        size: int,
+        result: dict[str, Any],
     ) -> None:
         """Keep what a step made, so that a repeat is free.
 
@@ -237,7 +274,15 @@ class RunStore:
             RunLost: the attempt is not the owner.
         """
         row = await self._database.fetch_row(
-            _Q["store_step_output"], fence.run_id, fence.attempt, content_key, step, address, sha256, size, result
+            _Q["store_step_output"],
+            fence.run_id,
+            fence.attempt,
+            content_key,
+            step,
+            address,
+            sha256,
+            size,
+            result,
         )
         await self._owned(row, fence)
 
@@ -266,11 +311,19 @@ class RunStore:
             case HandedOver() if run.hand_overs + 1 > self._limits.hand_overs:
                 to, fields = self._after_failure(
                     run.failures,
-                    Failed(FailureClass.LOST_WORKER, "too_many_hand_overs", "The run was moved between machines too often."),
+                    Failed(
+                        FailureClass.LOST_WORKER,
+                        "too_many_hand_overs",
+                        "The run was moved between machines too often.",
+                    ),
                 )
             case HandedOver():
                 to = TrainingStatus.READY_TO_RUN
-                fields = {"reason_code": "handed_over", "handed_over": True, "max_wait_s": self._limits.wait_s}
+                fields = {
+                    "reason_code": "handed_over",
+                    "handed_over": True,
+                    "max_wait_s": self._limits.wait_s,
+                }
             case Cancelled():
                 to, fields = TrainingStatus.NOT_RUNNING, {"reason_code": "cancelled"}
             case Lost():
@@ -348,7 +401,13 @@ class RunStore:
         """Runs whose lease has died, the longest dead first."""
         rows = await self._database.fetch(_Q["orphans"], most)
         return [
-            Orphan(Fence(row["id"], row["attempt"]), row["failures"], row["worker_id"], row["phase"], row["dead_s"])
+            Orphan(
+                Fence(row["id"], row["attempt"]),
+                row["failures"],
+                row["worker_id"],
+                row["phase"],
+                row["dead_s"],
+            )
             for row in rows
         ]
 

@@ -1,0 +1,280 @@
+"""The composition root: the only file that knows everybody. Starts in order, watches, stops in order."""
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import signal
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from worker import __version__
+from worker.clock import Clock
+from worker.domain.outcome import Succeeded
+from worker.errors import DatabaseAway, WorkerError
+from worker.health import HealthServer
+from worker.intake.consumer import Intake
+from worker.intake.topology import declare
+from worker.launchers.interface import Launcher
+from worker.launchers.local import LocalLauncher, LocalOptions
+from worker.launchers.noop import NoopLauncher
+from worker.metrics import Metrics
+from worker.pipeline.attempt import Attempt
+from worker.pipeline.heartbeat import Heartbeat, ProgressWriter
+from worker.pipeline.parts import Parts, Timing
+from worker.pipeline.patience import until_answered
+from worker.pipeline.runner import Runner, Story, train_and_publish
+from worker.services.dispatcher import Dispatcher
+from worker.services.relay import Relay
+from worker.services.rescuer import Rescuer
+from worker.services.watchers import watch_backlog, watch_loop
+from worker.settings import Settings
+from worker.storage import Storage, StorageOptions, open_storage
+from worker.store.data import DataStore
+from worker.store.database import Database
+from worker.store.migrations import check_schema
+from worker.store.models import ModelStore
+from worker.store.outbox import OutboxStore
+from worker.store.runs import Limits, RunStore
+from worker.store.workers import WorkerStore
+
+_WATCH_S: Final = 5.0
+_log = structlog.get_logger(__name__)
+
+
+async def nothing_to_train(attempt: Attempt, parts: Parts) -> Succeeded:
+    """The story under the ``noop`` launcher: measures the orchestration alone, trains nothing, publishes nothing."""
+    from schemas.status import Gate  # noqa: PLC0415 - only on this road
+
+    _ = attempt, parts
+    return Succeeded(figures={"launcher": "noop"}, gate=Gate.NO_IMPROVEMENT, version=None)
+
+
+class App:
+    """One worker process.
+
+    Args:
+        settings: read once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.worker_id: Final = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.metrics: Final = Metrics()
+        self._stop = asyncio.Event()
+        self._cut_short = asyncio.Event()
+        # The relay ends last: hand-overs have something to tell.
+        self._stop_relay = asyncio.Event()
+        self._failed: BaseException | None = None
+        clock = self._clock = Clock(random=random.SystemRandom().random)
+        dsn = settings.database_url.get_secret_value()
+        limits = Limits(settings.failure_limit, settings.hand_over_limit, settings.wait_limit_s, settings.run_limit_s)
+        self._database = Database(dsn, size=settings.database_connections, name="training-worker")
+        # The heartbeat shares its connection with nobody: no slow statement can make a lease run out.
+        self._heart_database = Database(dsn, size=1, answer_s=settings.renew_s, name="training-heartbeat")
+        self._look_database = Database(dsn, size=1, answer_s=settings.lease_s / 4, name="training-rescuer")
+        self._runs = RunStore(self._database, limits, clock.random)
+        self._workers = WorkerStore(self._database)
+        self._outbox = OutboxStore(self._database)
+        self._launcher = launcher_of(settings)
+        self._heartbeat = Heartbeat(
+            RunStore(self._heart_database, limits, clock.random),
+            WorkerStore(self._heart_database),
+            self.worker_id,
+            renew_s=settings.renew_s,
+            lease_s=settings.lease_s,
+            pause_s=settings.pause_s,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self._progress = ProgressWriter(
+            self._runs, self._heartbeat, every_s=settings.progress_s, clock=clock, metrics=self.metrics
+        )
+        parts = Parts(
+            runs=self._runs,
+            models=ModelStore(self._database),
+            data=DataStore(self._database),
+            storage=storage_of(settings),
+            launcher=self._launcher,
+            metrics=self.metrics,
+            clock=clock,
+            timing=Timing(settings.lease_s, settings.pause_s, settings.stall_s, settings.run_limit_s),
+            minimum_audio_s=settings.minimum_audio_s,
+            keep_checkpoints=settings.keep_checkpoints,
+        )
+        self._storage = parts.storage
+        story: Story = nothing_to_train if settings.launcher == "noop" else train_and_publish
+        runner = Runner(
+            parts, self._heartbeat, story, scratch=settings.scratch / "attempts", hand_over_s=settings.grace_s
+        )
+        self._dispatcher = Dispatcher(
+            self._runs,
+            runner,
+            self._heartbeat,
+            worker_id=self.worker_id,
+            slots=settings.slots,
+            lease_s=settings.lease_s,
+            poll_s=settings.poll_s,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self._rescuer = Rescuer(
+            self._runs,
+            WorkerStore(self._look_database),
+            sweep_s=settings.sweep_s,
+            lease_s=settings.lease_s,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        amqp_url = settings.amqp_url.get_secret_value()
+        self._relay = Relay(amqp_url, self._outbox, declare, self.metrics)
+        self._intake = Intake(amqp_url, self._runs, self._dispatcher.ring, self.metrics)
+        self._health = HealthServer(
+            self.metrics.registry, self._readiness, settings.observe_host, settings.observe_port
+        )
+
+    async def run(self) -> int:
+        """Work until SIGTERM, a drain, or something that cannot be mended; the exit code."""
+        self._listen_to_signals()
+        await self._start()
+        services = [asyncio.create_task(self._guarded(name, work), name=name) for name, work in self._beside()]
+        dispatching = asyncio.create_task(self._guarded("dispatcher", self._dispatcher.run(self._stop)))
+        await self._stop.wait()
+        await dispatching
+        await self._wind_down(services)
+        return 0 if self._failed is None else 1
+
+    # --- starting ------------------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self.stop)
+
+    def stop(self) -> None:
+        """Hand over and end; asked a second time, without waiting for checkpoints."""
+        if self._stop.is_set():
+            self._cut_short.set()
+        self._stop.set()
+
+    async def _start(self) -> None:
+        dsn = self._settings.database_url.get_secret_value()
+        await until_answered(lambda: check_schema(dsn), self._clock, what="check schema")
+        await until_answered(
+            lambda: self._workers.sign_on(
+                self.worker_id, socket.gethostname(), os.getpid(), __version__, self._settings.slots
+            ),
+            self._clock,
+            what="sign on",
+        )
+        port = await self._health.open()
+        _log.info(
+            "worker started",
+            worker=self.worker_id,
+            version=__version__,
+            slots=self._settings.slots,
+            launcher=self._settings.launcher,
+            observe_port=port,
+        )
+
+    def _beside(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        """What runs beside the runs."""
+        return [
+            ("heartbeat", self._heartbeat.run()),
+            ("progress", self._progress.run()),
+            ("rescuer", self._rescuer.run()),
+            ("relay", self._relay.run(self._stop_relay)),
+            ("intake", self._intake.run(self._stop)),
+            ("drain", self._drain_when_asked()),
+            (
+                "backlog",
+                watch_backlog(self._runs, self._outbox, self.metrics, every_s=_WATCH_S, clock=self._clock),
+            ),
+            ("loop", watch_loop(self.metrics)),
+        ]
+
+    async def _guarded(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """A service that fails takes the worker down in order: everything is handed over, the exit code says so."""
+        try:
+            await work
+        except Exception as error:
+            _log.exception("service failed: the worker hands over and ends", service=name)
+            self._failed = error
+            self._stop.set()
+
+    async def _drain_when_asked(self) -> None:
+        await self._heartbeat.drain_requested.wait()
+        _log.info("asked to drain")
+        self._stop.set()
+
+    def _readiness(self) -> dict[str, bool]:
+        return {
+            "database": bool(self.metrics.database_up._value.get()),  # noqa: SLF001 - a gauge has no public reader
+            "intake": self._intake.consuming,
+            "not_stopping": not self._stop.is_set(),
+        }
+
+    # --- stopping ------------------------------------------------------------------------------------------------
+
+    async def _wind_down(self, services: list[asyncio.Task[None]]) -> None:
+        """Hand runs over while leases are still renewed; tell what there is to tell; sign off."""
+        _log.info("stopping", under_way=len(self._heartbeat.attempts))
+        await self._dispatcher.wind_down(self._settings.grace_s, self._cut_short)
+        await self._launcher.close()
+        self._stop_relay.set()
+        relay = next(task for task in services if task.get_name() == "relay")
+        await asyncio.wait({relay}, timeout=5)
+        for task in services:
+            task.cancel()
+        await asyncio.gather(*services, return_exceptions=True)
+        with contextlib.suppress(DatabaseAway, WorkerError):
+            await self._workers.sign_off(self.worker_id)
+        await self._health.close()
+        await self._storage.aclose()
+        for database in (self._database, self._heart_database, self._look_database):
+            await database.close()
+        _log.info("worker ended", worker=self.worker_id)
+
+
+def storage_of(settings: Settings) -> Storage:
+    """The storage that the settings name."""
+    return open_storage(
+        settings.storage_url,
+        StorageOptions(
+            cache=settings.cache / "storage",
+            endpoint=settings.s3_endpoint or None,
+            region=settings.s3_region,
+            access_key_id=settings.s3_access_key.get_secret_value() or None,
+            secret_access_key=settings.s3_secret_key.get_secret_value() or None,
+        ),
+    )
+
+
+def launcher_of(settings: Settings) -> Launcher:
+    """The launcher that the settings name."""
+    if settings.launcher == "noop":
+        return NoopLauncher()
+    if settings.launcher == "local":
+        return LocalLauncher(
+            LocalOptions(
+                command=(settings.trainer_python, "-m", settings.trainer_module),
+                scratch_root=settings.scratch / "steps",
+                patience_s=settings.patience_s,
+                memory_limit_bytes=settings.trainer_memory_bytes,
+                threads=settings.trainer_threads or None,
+                devices=settings.device_list(),
+                device_locks=settings.device_locks,
+                added_environment={"PYTHONPATH": str(Path(__file__).parent.parent)},
+            )
+        )
+    raise ValueError(f"the launcher {settings.launcher!r} is not built into this version")
+
+
+async def run_worker(settings: Settings) -> int:
+    """Start a worker and work; the exit code."""
+    return await App(settings).run()

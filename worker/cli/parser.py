@@ -1,0 +1,112 @@
+"""The words of the command line, and where each one is done."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from worker import __version__
+from worker.cli import catalogue, doctor, letters, runs, serve
+from worker.errors import WorkerError
+from worker.log import configure_log
+from worker.settings import Settings, read_settings
+
+Command = Callable[[Settings, argparse.Namespace], Awaitable[int]]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    top = argparse.ArgumentParser(prog="python -m worker", description="Trains custom speech recognition models.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, purpose: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=purpose, description=purpose)
+        added.set_defaults(do=command)
+        added.add_argument("--json", action="store_true", help="answer in JSON")
+        return added
+
+    add("run", serve.run, "work: take messages in, train, until SIGTERM")
+    add("api", serve.api, "serve the HTTP API and the console")
+    add("migrate", serve.migrate, "bring the database's schema up to this version")
+    add("doctor", doctor.doctor, "look at everything a worker needs and say how to mend what is wrong")
+
+    add_organization = add("organization-add", catalogue.add_organization, "add a customer, or change one")
+    add_organization.add_argument("name")
+    add_organization.add_argument("--id", type=int)
+    add_organization.add_argument("--max-running", type=int, help="most runs at once")
+    add_base = add(
+        "base-language-add", catalogue.add_base_language, "add a base language, or change it for runs to come"
+    )
+    add_base.add_argument("key")
+    add_base.add_argument("--name", help="default: the key")
+    add_base.add_argument(
+        "--weights",
+        required=True,
+        help="a folder, a hub id such as openai/whisper-tiny.en, or offline:tiny.en",
+    )
+    add_base.add_argument("--recipe", default="whisper")
+    add_base.add_argument("--general-set", type=Path, help="a .jsonl manifest of ordinary speech to be kept understood")
+    add_base.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter's default"
+    )
+    add_model = add("model-add", catalogue.add_model, "add a custom model")
+    add_model.add_argument("name")
+    add_model.add_argument("--key", help="default: made from the name")
+    add_model.add_argument("--organization", type=int, required=True)
+    add_model.add_argument("--base", required=True, help="key of the base language")
+    versions = add("versions", catalogue.versions, "list what a model has published; --serve puts one back into use")
+    versions.add_argument("model", help="key or id")
+    versions.add_argument("--serve", type=int, metavar="NUMBER")
+    importing = add("import", catalogue.import_data, "add recordings to a model: a .jsonl manifest, or a folder")
+    importing.add_argument("manifest", type=Path)
+    importing.add_argument("--model", required=True, help="key or id")
+
+    request = add("request-run", runs.request_run, "ask for a training run, as any producer would: by a message")
+    request.add_argument("model", help="key or id")
+    request.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of this run"
+    )
+    request.add_argument("--priority", type=int, default=0, help="-100 to 100, within the organization")
+    listing = add("runs", runs.list_runs, "list runs, or tell all about one")
+    listing.add_argument("run", nargs="?", help="a run's id")
+    listing.add_argument("--model", help="key or id")
+    listing.add_argument("--status", type=int, action="append", choices=range(1, 6))
+    listing.add_argument("--most", type=int, default=25)
+    cancel = add("cancel", runs.cancel, "cancel a run")
+    cancel.add_argument("run", help="a run's id")
+    add("workers", runs.list_workers, "list workers").add_argument("--all", action="store_true")
+    add("drain", runs.drain, "ask one worker to hand its runs over and end").add_argument("worker")
+
+    dead = add("dead-letters", letters.dead_letters, "list, replay or discard messages that could not be taken in")
+    dead.add_argument("action", nargs="?", choices=("list", "replay", "discard"), default="list")
+    dead.add_argument("--id", action="append", metavar="MESSAGE_ID", help="only these; default: all")
+    dead.add_argument("--most", type=int, default=100)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what was typed; the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        settings = read_settings()
+    except ValidationError as error:
+        for fault in error.errors():
+            print(f"WORKER_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}", file=sys.stderr)
+        return 2
+    configure_log(settings.log_level)
+    try:
+        import uvloop  # noqa: PLC0415 - absent where the platform has none
+    except ImportError:
+        uvloop = None
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
+            return int(runner.run(options.do(settings, options)))
+    except WorkerError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

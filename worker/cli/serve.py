@@ -1,0 +1,35 @@
+"""The long-running commands, and the one that goes before them."""
+
+import argparse
+
+from worker.app import run_worker
+from worker.cli.show import complain, said
+from worker.settings import Settings
+from worker.store.migrations import migrate as apply_migrations
+
+
+async def run(settings: Settings, _options: argparse.Namespace) -> int:
+    """Work until SIGTERM."""
+    return await run_worker(settings)
+
+
+async def api(_settings: Settings, _options: argparse.Namespace) -> int:
+    """Serve the HTTP API."""
+    try:
+        from worker.api.app import serve  # noqa: PLC0415 - an extra
+        from worker.api.settings import ApiSettings  # noqa: PLC0415
+    except ImportError as error:
+        return complain(f"{error}: install the extra, pip install 'speech-training-worker[api]'")
+    await serve(ApiSettings())
+    return 0
+
+
+async def migrate(settings: Settings, options: argparse.Namespace) -> int:
+    """Apply what is missing."""
+    applied = await apply_migrations(settings.database_url.get_secret_value())
+    said(
+        "applied: " + (", ".join(applied) or "nothing, the schema is current"),
+        json_wanted=options.json,
+        applied=applied,
+    )
+    return 0

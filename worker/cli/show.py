@@ -1,0 +1,61 @@
+"""Answers, for people or for programs."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _plain(value: object) -> object:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case UUID():
+            return str(value)
+        case _:
+            return str(value)
+
+
+def as_json(value: object) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, default=_plain, ensure_ascii=False))
+
+
+def rows(title: str, found: Sequence[Mapping[str, Any]], columns: Iterable[str], *, json_wanted: bool) -> None:
+    """A table for people; all columns of every row for programs."""
+    if json_wanted:
+        as_json([dict(row) for row in found])
+        return
+    table = Table(title=f"{title}: {len(found)}", title_justify="left")
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in found:
+        table.add_row(*("" if row[column] is None else _short(row[column]) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.strftime("%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return str(value)
+
+
+def said(message: str, *, json_wanted: bool, **facts: object) -> None:
+    """One sentence, or its facts."""
+    if json_wanted:
+        as_json(facts)
+    else:
+        print(message)
+
+
+def complain(message: str) -> int:
+    """A sentence on standard error; the exit code 1."""
+    print(message, file=sys.stderr)
+    return 1

@@ -1,0 +1,1 @@
+"""One run from claim to end: order the recipe's steps, check what comes back, commit."""

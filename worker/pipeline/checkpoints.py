@@ -1,0 +1,82 @@
+"""Checkpoints: stored under the attempt's own prefix, registered through the fence, found again by the next attempt."""
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from schemas import events
+from schemas.digest import tree_digest
+from schemas.steps import StepSpec
+from worker.domain.run import RunInputs
+from worker.errors import NotStored, Spoiled
+from worker.pipeline.attempt import Attempt
+from worker.pipeline.parts import Parts
+from worker.pipeline.patience import until_answered
+from worker.store.runs import Checkpoint
+
+_log = structlog.get_logger(__name__)
+
+
+async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event: events.Checkpoint) -> None:
+    """Store a checkpoint's bytes, then register it: from there on it exists and never changes.
+
+    Raises:
+        RunLost: another attempt owns the run.
+        StorageAway: the bytes could not be stored.
+    """
+    root = Path(spec.output).resolve()
+    folder = (root / event.path).resolve()
+    if not folder.is_relative_to(root) or not folder.is_dir():
+        _log.warning("checkpoint announced but not there", path=event.path)
+        return
+    if await asyncio.to_thread(tree_digest, folder) != event.sha256:
+        _log.warning("checkpoint differs from its digest", path=event.path)
+        return
+    address = f"runs/{spec.run_id}/{spec.attempt}/checkpoints/{event.steps_done:08d}"
+    await parts.storage.upload_folder(folder, address)
+    checkpoint = Checkpoint(spec.attempt, event.steps_done, address, event.sha256, event.bytes, spec.recipe_version)
+    await until_answered(
+        lambda: parts.runs.register_checkpoint(attempt.fence, checkpoint),
+        parts.clock,
+        what="register checkpoint",
+    )
+    _log.info("checkpoint registered", steps_done=event.steps_done, bytes=event.bytes)
+    await _prune(attempt, parts)
+
+
+async def _prune(attempt: Attempt, parts: Parts) -> None:
+    """An attempt keeps its newest checkpoints and prunes its own prefix only: the rows go first."""
+    registered = await until_answered(
+        lambda: parts.runs.checkpoints(attempt.run.id), parts.clock, what="list checkpoints"
+    )
+    own = [checkpoint for checkpoint in registered if checkpoint.attempt == attempt.run.attempt]
+    old = own[parts.keep_checkpoints :]
+    if old:
+        steps = [checkpoint.steps_done for checkpoint in old]
+        await until_answered(
+            lambda: parts.runs.forget_checkpoints(attempt.fence, steps),
+            parts.clock,
+            what="forget checkpoints",
+        )
+        for checkpoint in old:
+            await parts.storage.delete_prefix(checkpoint.address)
+
+
+async def newest_checkpoint(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Path | None:
+    """The newest registered checkpoint of any attempt whose bytes fit its digest; else the one before; else None."""
+    registered = await until_answered(
+        lambda: parts.runs.checkpoints(attempt.run.id), parts.clock, what="list checkpoints"
+    )
+    for checkpoint in registered:
+        if checkpoint.recipe_version != inputs.recipe_version:
+            _log.warning("checkpoint of another recipe version: starting over", version=checkpoint.recipe_version)
+            continue
+        try:
+            folder = await parts.storage.materialize(checkpoint.address, sha256=checkpoint.sha256)
+        except (NotStored, Spoiled) as error:
+            _log.warning("checkpoint is not what it was", address=checkpoint.address, error=str(error))
+            continue
+        _log.info("resuming", steps_done=checkpoint.steps_done, from_attempt=checkpoint.attempt)
+        return folder
+    return None

@@ -1,0 +1,256 @@
+"""The phases of a run, in order. Each reads what the one before left and says what it made."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from schemas.failures import FailureClass
+from schemas.recipes import RECIPES, validated
+from schemas.status import Gate
+from schemas.steps import ManifestRow, Step, Verdict
+from worker import __version__
+from worker.concurrency import all_of
+from worker.domain.gate import Measured, decide
+from worker.domain.outcome import Succeeded, Version
+from worker.domain.run import RunInputs
+from worker.errors import NotStored, StepFailed
+from worker.pipeline.attempt import Attempt
+from worker.pipeline.checkpoints import newest_checkpoint
+from worker.pipeline.load import ManifestLimits, build_manifest
+from worker.pipeline.parts import Parts
+from worker.pipeline.patience import until_answered
+from worker.pipeline.report import DataReport, check_floor, merge_verdicts
+from worker.pipeline.steps import Made, content_key, run_step
+
+_SIGNED_FOR_S: Final = 6 * 3600.0
+_FETCHES_AT_ONCE: Final = 8
+_VERDICTS_LIMIT: Final = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The dataset, and what became of every file."""
+
+    dataset: Made
+    report: DataReport
+
+
+async def load(attempt: Attempt, parts: Parts) -> RunInputs:
+    """Fix what this run trains on: manifest with digest, base, recipe, hyper-parameters, seed. Later attempts use the same."""
+    run = attempt.run
+    if run.inputs is not None:
+        return run.inputs
+    base = await until_answered(
+        lambda: parts.models.base_language(run.base_language_id), parts.clock, what="read base language"
+    )
+    assert base is not None, "a foreign key says so"
+    if base.recipe not in RECIPES:
+        raise StepFailed(
+            FailureClass.INFRASTRUCTURE,
+            "unknown_recipe",
+            "This language cannot be trained at the moment.",
+            f"base language {base.key} names recipe {base.recipe!r}; known: {', '.join(RECIPES)}",
+        )
+    try:
+        parameters = validated(base.recipe, base.hyper_parameters | run.wanted_parameters)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise StepFailed(
+            FailureClass.DATA, "bad_hyper_parameters", f"These settings cannot be used: {faults}.", str(error)
+        ) from error
+    items = parts.data.of_model(run.custom_model_id)
+    folder = attempt.folder / "load"
+    manifest = await build_manifest(items, parts.storage, folder, ManifestLimits())
+    prefix = f"runs/{run.id}/{run.attempt}/load"
+    await parts.storage.put_file(manifest.path, f"{prefix}/manifest.jsonl")
+    verdicts = "".join(verdict.model_dump_json() + "\n" for verdict in manifest.verdicts)
+    await parts.storage.put_bytes(f"{prefix}/verdicts.jsonl", verdicts.encode())
+    inputs = RunInputs(
+        manifest=f"{prefix}/manifest.jsonl",
+        manifest_sha256=manifest.sha256,
+        rows=manifest.rows,
+        base_language_id=base.id,
+        base_key=base.key,
+        base_weights=base.weights,
+        base_version=base.version,
+        recipe=base.recipe,
+        recipe_version=RECIPES[base.recipe].version,
+        parameters=parameters,
+        seed=run.id.int % 2**31 if "seed" not in parameters else parameters["seed"],
+        general_set=base.general_set,
+        load_verdicts=f"{prefix}/verdicts.jsonl",
+    )
+    return await until_answered(lambda: parts.runs.fix_inputs(attempt.fence, inputs), parts.clock, what="fix inputs")
+
+
+async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared:
+    """Decode, judge every file, make the dataset; fail only below the floor of usable audio."""
+    manifest = await _manifest_for_step(attempt, parts, inputs)
+    key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256)
+    dataset = await run_step(attempt, parts, Step.PREPARE, inputs, {"manifest": str(manifest)}, key)
+    assert inputs.load_verdicts is not None
+    known = await parts.storage.get_bytes(inputs.load_verdicts, _VERDICTS_LIMIT)
+    report = await asyncio.to_thread(
+        lambda: merge_verdicts(_verdicts(known), _verdicts((dataset.folder / "verdicts.jsonl").read_bytes()))
+    )
+    await until_answered(
+        lambda: parts.data.set_verdicts(attempt.fence, report.items), parts.clock, what="write verdicts"
+    )
+    await until_answered(
+        lambda: parts.runs.record_data_report(attempt.fence, report.summary()),
+        parts.clock,
+        what="write data report",
+    )
+    for reason, count in report.counts.items():
+        parts.metrics.rejected_files.labels(reason).inc(count)
+    check_floor(report, parts.minimum_audio_s)
+    return Prepared(dataset, report)
+
+
+async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared) -> Made:
+    """Train from the base's weights, or on from the newest checkpoint."""
+    addresses = {
+        "dataset": str(prepared.dataset.folder),
+        "base": str(await _base_weights(parts, inputs)),
+    }
+    checkpoint = await newest_checkpoint(attempt, parts, inputs)
+    if checkpoint is not None:
+        addresses["checkpoint"] = str(checkpoint)
+    key = content_key(
+        Step.TRAIN,
+        inputs,
+        str(attempt.run.id),
+        prepared.dataset.sha256,
+        inputs.base_version,
+        str(inputs.seed),
+    )
+    trained = await run_step(attempt, parts, Step.TRAIN, inputs, addresses, key)
+    parts.metrics.audio_s.inc(float(trained.figures.get("audio_s", 0)))
+    return trained
+
+
+async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared, trained: Made) -> Made:
+    """Decode the test split once with base and custom model, and count the errors."""
+    addresses = {
+        "dataset": str(prepared.dataset.folder),
+        "base": str(await _base_weights(parts, inputs)),
+        "custom": str(trained.folder),
+    }
+    if inputs.general_set is not None:
+        addresses["general"] = str(await parts.storage.materialize(inputs.general_set))
+    key = content_key(Step.EVALUATE, inputs, str(attempt.run.id), trained.sha256, prepared.dataset.sha256)
+    evaluated = await run_step(attempt, parts, Step.EVALUATE, inputs, addresses, key)
+    for model in ("base", "custom"):
+        parts.metrics.wer.labels(model).observe(float(evaluated.figures[f"wer_{model}"]))
+    return evaluated
+
+
+async def publish(  # noqa: PLR0913 - it gathers everything
+    attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared, trained: Made, evaluated: Made
+) -> Succeeded:
+    """Ask the gate, write the model where it can be used, and say what the one terminal transaction commits."""
+    decision = decide(measured(evaluated.figures))
+    context = {
+        "worker_version": __version__,
+        "model_id": attempt.run.custom_model_id,
+        "inputs": inputs.model_dump(mode="json"),
+        "data_report": prepared.report.summary(),
+        "training": trained.figures,
+        "evaluation": evaluated.figures,
+        "gate": decision.gate.value,
+        "gate_sentence": decision.sentence,
+        "phase_seconds": attempt.phase_seconds,
+    }
+    addresses = {
+        "base": str(await _base_weights(parts, inputs)),
+        "custom": str(trained.folder),
+        "evaluation": str(evaluated.folder),
+        "dataset": str(prepared.dataset.folder),
+        "train": str(trained.folder),
+    }
+    key = content_key(Step.EXPORT, inputs, str(attempt.run.id), trained.sha256, evaluated.sha256)
+    exported = await run_step(attempt, parts, Step.EXPORT, inputs, addresses, key, context=context)
+    attempt.staged = True
+    figures = evaluated.figures | {
+        "training": trained.figures,
+        "phase_seconds": {name: round(seconds, 1) for name, seconds in attempt.phase_seconds.items()},
+        "gate_sentence": decision.sentence,
+    }
+    has_report = (exported.folder / "report.html").is_file()
+    return Succeeded(
+        figures=figures,
+        gate=decision.gate,
+        version=Version(exported.address, exported.sha256) if decision.gate is Gate.PUBLISHED else None,
+        data_report=prepared.report.summary(),
+        report_address=f"{exported.address}/report.html" if has_report else None,
+    )
+
+
+def measured(figures: dict[str, Any]) -> Measured:
+    """The evaluation's figures as the gate reads them.
+
+    Raises:
+        StepFailed: one is missing; names it.
+    """
+    try:
+        return Measured(**{name: figures[name] for name in Measured.__dataclass_fields__ if name in figures})
+    except TypeError as error:
+        raise StepFailed(
+            FailureClass.BUG, "figures_missing", "The evaluation did not give all figures.", str(error)
+        ) from error
+
+
+async def _manifest_for_step(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Path:
+    """The run's manifest with addresses that the step can read instead of storage keys."""
+    source = await parts.storage.materialize(inputs.manifest, sha256=None)
+    rows = await asyncio.to_thread(_read_rows, source)
+    keys = sorted({row.audio for row in rows})
+
+    async def reachable(key: str) -> tuple[str, str]:
+        try:
+            return key, str(await parts.storage.materialize(key))
+        except NotStored:
+            return key, f"/nowhere/{key}"  # the step's verdict on it is missing_file
+
+    addresses = dict(await all_of(keys, reachable, _FETCHES_AT_ONCE))
+    target = attempt.folder / "manifest.jsonl"
+    lines = "".join(row.model_copy(update={"audio": addresses[row.audio]}).model_dump_json() + "\n" for row in rows)
+    await asyncio.to_thread(target.write_text, lines, encoding="utf-8")
+    attempt.sign_of_progress()
+    return target
+
+
+def _read_rows(path: Path) -> list[ManifestRow]:
+    with path.open(encoding="utf-8") as lines:
+        return [ManifestRow.model_validate_json(line) for line in lines]
+
+
+def _verdicts(lines: bytes) -> list[Verdict]:
+    return [Verdict.model_validate(json.loads(line)) for line in lines.splitlines() if line.strip()]
+
+
+async def _base_weights(parts: Parts, inputs: RunInputs) -> Path:
+    """The base's weights as a folder: one on this host, or below a storage key.
+
+    Raises:
+        StepFailed: they are nowhere.
+    """
+    folder = Path(inputs.base_weights)
+    if folder.is_absolute():
+        if folder.is_dir():
+            return folder
+    else:
+        try:
+            return await parts.storage.materialize(inputs.base_weights)
+        except NotStored:
+            pass
+    raise StepFailed(
+        FailureClass.INFRASTRUCTURE,
+        "base_weights_missing",
+        "The base model of this language could not be loaded.",
+        f"{inputs.base_weights}: register weights with `python -m worker base-language add`",
+    )

@@ -1,0 +1,275 @@
+"""The story of one attempt, from claim to end."""
+
+import asyncio
+import shutil
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from schemas.failures import FailureClass
+from schemas.status import Phase, TrainingStatus
+from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Outcome, Succeeded
+from worker.domain.run import ClaimedRun
+from worker.errors import DatabaseRefused, RunLost, StepFailed, StorageAway, StorageFull
+from worker.launchers.interface import LauncherUnavailable
+from worker.pipeline import phases
+from worker.pipeline.attempt import Attempt, Ending
+from worker.pipeline.heartbeat import Heartbeat
+from worker.pipeline.parts import Parts
+from worker.pipeline.patience import until_answered
+from worker.pipeline.steps import Stopped
+from worker.store.runs import Settled
+
+Story = Callable[["Attempt", Parts], Awaitable[Succeeded]]
+_log = structlog.get_logger(__name__)
+
+
+async def train_and_publish(attempt: Attempt, parts: Parts) -> Succeeded:
+    """What a run does: each phase reads what the one before left."""
+    with _phase(attempt, parts, Phase.LOAD):
+        inputs = await phases.load(attempt, parts)
+    with _phase(attempt, parts, Phase.PREPARE):
+        prepared = await phases.prepare(attempt, parts, inputs)
+    with _phase(attempt, parts, Phase.TRAIN):
+        trained = await phases.train(attempt, parts, inputs, prepared)
+    with _phase(attempt, parts, Phase.EVALUATE):
+        evaluated = await phases.evaluate(attempt, parts, inputs, prepared, trained)
+    with _phase(attempt, parts, Phase.PUBLISH):
+        return await phases.publish(attempt, parts, inputs, prepared, trained, evaluated)
+
+
+class Runner:
+    """Takes a claimed run through its story to its end, whatever happens on the way.
+
+    Args:
+        story: what a run does.
+        scratch: folder on this host for attempts under way.
+        hand_over_s: time a trainer gets to write its checkpoint when asked to stop.
+    """
+
+    def __init__(self, parts: Parts, heartbeat: Heartbeat, story: Story, *, scratch: Path, hand_over_s: float) -> None:
+        self._parts = parts
+        self._heartbeat = heartbeat
+        self._story = story
+        self._scratch = scratch
+        self._hand_over_s = hand_over_s
+
+    async def run(self, run: ClaimedRun, claimed_at: float) -> None:
+        """One attempt. Raises nothing: what goes wrong is an outcome.
+
+        Args:
+            run: just claimed.
+            claimed_at: monotonic second before the claim was sent; the lease counts from there.
+        """
+        with structlog.contextvars.bound_contextvars(
+            run=str(run.id), attempt=run.attempt, organization=run.organization_id, model=run.custom_model_id
+        ):
+            attempt = self._begin(run, claimed_at)
+            try:
+                outcome = await self._live(attempt)
+                await self._settle(attempt, outcome)
+            finally:
+                self._heartbeat.release(attempt)
+                await asyncio.to_thread(shutil.rmtree, attempt.folder, ignore_errors=True)
+
+    def _begin(self, run: ClaimedRun, claimed_at: float) -> Attempt:
+        folder = self._scratch / str(run.id) / str(run.attempt)
+        attempt = Attempt(
+            run,
+            folder,
+            folder / "log.txt",
+            claimed_at + self._parts.timing.pause_s,
+            self._parts.clock.monotonic,
+        )
+        if run.cancel_requested:
+            attempt.end(Ending.CANCELLED)
+        self._heartbeat.hold(attempt)
+        _log.info("attempt begins", failures=run.failures, hand_overs=run.hand_overs)
+        return attempt
+
+    # --- living --------------------------------------------------------------------------------------------------
+
+    async def _live(self, attempt: Attempt) -> Outcome:
+        """Follow the story until it ends, or somebody wants it to."""
+        story = asyncio.create_task(self._story(attempt, self._parts))
+        left_s = self._parts.timing.run_limit_s - attempt.run.ran_s
+        deadline = attempt.started_at + left_s
+        try:
+            while not story.done():
+                wish = asyncio.create_task(attempt.ending_changes())
+                now = self._parts.clock.monotonic()
+                await asyncio.wait({story, wish}, timeout=max(0, deadline - now), return_when=asyncio.FIRST_COMPLETED)
+                wished = wish.done()
+                wish.cancel()
+                if wished and not story.done():
+                    deadline = min(deadline, await self._wind_down(attempt, story))
+                elif not story.done() and self._parts.clock.monotonic() >= deadline:
+                    story.cancel()
+                    await asyncio.wait({story})
+            return self._outcome(attempt, story)
+        finally:
+            if not story.done():
+                story.cancel()
+                await asyncio.wait({story})
+
+    async def _wind_down(self, attempt: Attempt, story: asyncio.Task[Succeeded]) -> float:
+        """Begin the end that was wished for; the monotonic second at which patience ends."""
+        patience_s = 0.0
+        if attempt.ending is Ending.HAND_OVER:
+            # What is staged finishes; a trainer gets time for its checkpoint; anything else is repeated cheaply.
+            if attempt.staged or await attempt.ask_trainer_to_stop():
+                patience_s = self._hand_over_s
+        if not patience_s:
+            story.cancel()
+            await asyncio.wait({story})
+        return self._parts.clock.monotonic() + patience_s
+
+    def _outcome(self, attempt: Attempt, story: asyncio.Task[Succeeded]) -> Outcome:
+        """What the story came to, as one of the closed union."""
+        if attempt.ending is Ending.LOST:
+            return Lost()
+        if attempt.ending is Ending.CANCELLED:
+            return Cancelled()
+        if story.cancelled():
+            return self._timed_out(attempt) if attempt.ending is None else HandedOver()
+        error = story.exception()
+        if error is None:
+            return story.result()
+        if attempt.ending is not None:
+            return HandedOver()  # a step cut short by its end says nothing about the run
+        return _failed(error)
+
+    def _timed_out(self, attempt: Attempt) -> Failed:
+        hours = self._parts.timing.run_limit_s / 3600
+        return Failed(
+            FailureClass.TIMEOUT,
+            "ran_too_long",
+            f"The training took longer than {hours:g} hours.",
+            f"in phase {attempt.phase.value}; see WORKER_RUN_LIMIT_S",
+        )
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    async def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        """The one line where a run becomes a success is the ``settle`` below."""
+        attempt.settling = True
+        await self._keep_log(attempt)
+        parts = self._parts
+        move = parts.runs.move(attempt.run, outcome)
+        settled: Settled | None = None
+        if move is not None:
+            try:
+                settled = await until_answered(lambda: parts.runs.settle(move), parts.clock, what="settle")
+            except DatabaseRefused as error:
+                _log.exception("the database refused the outcome", outcome=type(outcome).__name__)
+                refused = Failed(
+                    FailureClass.BUG,
+                    "outcome_refused",
+                    "The training failed because of a mistake of ours.",
+                    str(error),
+                )
+                move = parts.runs.move(attempt.run, refused)
+                assert move is not None
+                settled = await until_answered(lambda: parts.runs.settle(move), parts.clock, what="settle")
+        self._tell(attempt, outcome, settled)
+        if settled is not None and settled.status is TrainingStatus.NOT_RUNNING:
+            await self._remove_artifacts(attempt)
+
+    async def _keep_log(self, attempt: Attempt) -> None:
+        """The run's own log stays with its artifacts; losing it loses no run."""
+        address = f"runs/{attempt.run.id}/{attempt.run.attempt}/log.txt"
+        try:
+            if await asyncio.to_thread(attempt.log.is_file):
+                await self._parts.storage.put_file(attempt.log, address)
+                await self._parts.runs.record_log(attempt.fence, address)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the outcome matters more
+            _log.warning("log not kept", error=str(error))
+
+    async def _remove_artifacts(self, attempt: Attempt) -> None:
+        prefix = f"runs/{attempt.run.id}/{attempt.run.attempt}"
+        for part in ("load", "prepare", "train", "evaluate", "export", "checkpoints"):
+            try:
+                await self._parts.storage.delete_prefix(f"{prefix}/{part}")
+            except StorageAway as error:
+                _log.warning("artifacts left for the janitor", prefix=f"{prefix}/{part}", error=str(error))
+
+    def _tell(self, attempt: Attempt, outcome: Outcome, settled: Settled | None) -> None:
+        metrics = self._parts.metrics
+        seconds = self._parts.clock.monotonic() - attempt.started_at
+        if settled is None:
+            metrics.lost_runs.inc()
+            _log.warning("run lost: another attempt or a cancel owns it", outcome=type(outcome).__name__)
+            return
+        metrics.transitions.labels(settled.status.name.lower()).inc()
+        metrics.run_s.labels(settled.status.name.lower()).observe(seconds)
+        facts: dict[str, object] = {"to": settled.status.name, "seconds": round(seconds, 2)}
+        if isinstance(outcome, Failed):
+            metrics.failures.labels(outcome.failure_class.value).inc()
+            facts |= {
+                "failure_class": outcome.failure_class.value,
+                "code": outcome.code,
+                "reason": outcome.reason,
+            }
+        if isinstance(outcome, Succeeded) and settled.status is TrainingStatus.SUCCESS:
+            metrics.gates.labels(outcome.gate.value).inc()
+            facts |= {"gate": outcome.gate.value}
+        _log.info("attempt ended", outcome=type(outcome).__name__, **facts)
+
+
+class _phase:  # noqa: N801 - reads as a verb in the story
+    """One phase: visible on the run, timed, counted."""
+
+    def __init__(self, attempt: Attempt, parts: Parts, phase: Phase) -> None:
+        self._attempt, self._parts, self._name = attempt, parts, phase
+        self._began: Final = parts.clock.monotonic()
+
+    def __enter__(self) -> None:
+        self._attempt.enter(self._name)
+        self._parts.metrics.phase.labels(self._name.value).inc()
+        _log.info("phase begins", phase=self._name.value)
+
+    def __exit__(self, *_raised: object) -> None:
+        seconds = self._parts.clock.monotonic() - self._began
+        self._attempt.phase_seconds[self._name.value] = seconds
+        self._parts.metrics.phase.labels(self._name.value).dec()
+        self._parts.metrics.phase_s.labels(self._name.value).observe(seconds)
+
+
+def _failed(error: BaseException) -> Outcome:
+    """The class of what went wrong."""
+    match error:
+        case RunLost():
+            return Lost()
+        case StepFailed():
+            return Failed(error.failure_class, error.code, error.reason, error.detail)
+        case LauncherUnavailable():
+            return Failed(
+                FailureClass.CAPACITY, error.code, "The training is waiting for a free machine.", error.detail
+            )
+        case StorageFull():
+            return Failed(
+                FailureClass.INFRASTRUCTURE,
+                "storage_full",
+                "Our storage is full; we have been told.",
+                str(error),
+            )
+        case StorageAway():
+            return Failed(FailureClass.INFRASTRUCTURE, "storage_away", "Our storage was not available.", str(error))
+        case Stopped():
+            return Failed(
+                FailureClass.CRASHED,
+                "stopped_by_a_stranger",
+                "The training was stopped from outside.",
+                str(error),
+            )
+        case OSError(errno=28):
+            return Failed(FailureClass.INFRASTRUCTURE, "disk_full", "A disk of ours is full.", str(error))
+        case MemoryError():
+            return Failed(FailureClass.OUT_OF_MEMORY, "worker_memory", "Our service ran out of memory.", str(error))
+        case _:
+            detail = "".join(traceback.format_exception(error))[-20_000:]
+            sentence = "The training failed because of a mistake of ours."
+            return Failed(FailureClass.BUG, type(error).__name__, sentence, detail)

@@ -1,0 +1,235 @@
+"""One step of the recipe: started or taken over, watched, checked, kept."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from schemas import events
+from schemas.digest import digest_of
+from schemas.failures import FailureClass
+from schemas.steps import Step, StepSpec
+from worker.domain.run import RunInputs
+from worker.errors import NotStored, Spoiled, StepFailed
+from worker.launchers.interface import Ended, Handle
+from worker.launchers.verdict import StepDone, StepStopped, classify
+from worker.pipeline.attempt import Attempt
+from worker.pipeline.checkpoints import keep_checkpoint
+from worker.pipeline.parts import Parts
+from worker.pipeline.patience import until_answered
+
+_WATCH_EVERY: Final = 20
+"""A stall is noticed within one part in so many of its limit."""
+_log = structlog.get_logger(__name__)
+
+
+class Stopped(Exception):  # noqa: N818 - an outcome, not an error
+    """The step was asked to stop and did; its last registered checkpoint counts."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a step left: complete, checked, in storage."""
+
+    folder: Path
+    """On this host, to be read only."""
+    address: str
+    """Storage prefix."""
+    sha256: str
+    figures: dict[str, Any]
+    reused: bool
+
+
+def content_key(step: Step, inputs: RunInputs, *made_from: str) -> str:
+    """The key under which a step's output is kept: everything that decides its bytes."""
+    facts = [step.value, inputs.recipe, inputs.recipe_version, inputs.parameters, *made_from]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+async def run_step(  # noqa: PLR0913 - a step is told many things
+    attempt: Attempt,
+    parts: Parts,
+    step: Step,
+    inputs: RunInputs,
+    addresses: dict[str, str],
+    key: str,
+    *,
+    context: dict[str, Any] | None = None,
+) -> Made:
+    """Give back what the step made from the same content earlier, or run it and keep what it makes.
+
+    Raises:
+        StepFailed: with its class.
+        Stopped: it was asked to stop.
+        LauncherUnavailable: there is no place for it now.
+        StorageAway: its output could not be kept.
+        RunLost: another attempt owns the run.
+    """
+    kept = await _kept(attempt, parts, key)
+    if kept is not None:
+        _log.info("step not repeated", step=step.value, address=kept.address)
+        return kept
+    output = attempt.folder / step.value
+    output.mkdir(parents=True, exist_ok=True)
+    spec = StepSpec(
+        run_id=attempt.run.id,
+        attempt=attempt.run.attempt,
+        step=step,
+        recipe=inputs.recipe,
+        recipe_version=inputs.recipe_version,
+        seed=inputs.seed,
+        parameters=inputs.parameters,
+        inputs=addresses,
+        output=str(output),
+        context=context or {},
+    )
+    async with _started(attempt, parts, spec) as handle:
+        ended = await _watch(attempt, parts, spec, handle)
+    result = _result(ended)
+    return await _keep(attempt, parts, spec, result, key)
+
+
+@contextlib.asynccontextmanager
+async def _started(attempt: Attempt, parts: Parts, spec: StepSpec) -> AsyncIterator[Handle]:
+    """The step's process, taken over or new; gone when the block is left, however it is left."""
+    lease_s = attempt.right_left_s()
+    handle = await parts.launcher.adopt(spec.run_id, spec.attempt, spec.step, lease_s=lease_s, log=attempt.log)
+    if handle is None:
+        await parts.launcher.ensure_stopped(spec.run_id, spec.attempt)
+        handle = await parts.launcher.start(spec, lease_s=attempt.right_left_s(), log=attempt.log)
+    attempt.runs_under(handle)
+    try:
+        yield handle
+    finally:
+        attempt.runs_under(None)
+        await asyncio.shield(handle.kill())
+
+
+async def _watch(attempt: Attempt, parts: Parts, spec: StepSpec, handle: Handle) -> Ended:
+    """Follow the step's events to its end; end it when nothing moves for too long."""
+    stalled = False
+
+    async def end_when_stalled() -> None:
+        nonlocal stalled
+        limit_s = parts.timing.stall_s
+        while True:
+            await parts.clock.sleep(limit_s / _WATCH_EVERY)
+            if attempt.right_left_s() == 0:
+                attempt.sign_of_progress()  # paused by us: that is no stall
+            elif parts.clock.monotonic() - attempt.progress_at > limit_s:
+                stalled = True
+                await handle.kill()
+                return
+
+    watcher = asyncio.create_task(end_when_stalled())
+    try:
+        async for event in handle.events():
+            await _follow(attempt, parts, spec, event)
+        ended = await handle.wait()
+    finally:
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+    parts.metrics.dropped_events.inc(ended.dropped_events)
+    if stalled:
+        raise StepFailed(
+            FailureClass.STALLED,
+            f"stalled_in_{spec.step.value}",
+            "The training stopped making progress.",
+            f"no progress for {parts.timing.stall_s:.0f} s in step {spec.step.value}\n{ended.detail}",
+        )
+    return ended
+
+
+async def _follow(attempt: Attempt, parts: Parts, spec: StepSpec, event: events.Event) -> None:
+    match event:
+        case events.Progress():
+            attempt.advance(event.percent, event.eta_s)
+        case events.Metric():
+            attempt.note_figure(event.name, event.value, event.steps_done)
+        case events.Checkpoint():
+            attempt.sign_of_progress()
+            await keep_checkpoint(attempt, parts, spec, event)
+        case _:
+            attempt.sign_of_progress()
+
+
+def _result(ended: Ended) -> events.Result:
+    match classify(ended):
+        case StepDone(result):
+            facts = {"max_rss_bytes": ended.max_rss_bytes, "cpu_s": round(ended.cpu_s, 2)}
+            return result.model_copy(update={"figures": result.figures | {"process": facts}})
+        case StepStopped():
+            raise Stopped
+        case StepFailed() as failure:
+            raise failure
+
+
+async def _kept(attempt: Attempt, parts: Parts, key: str) -> Made | None:
+    """The output of an earlier step with the same content key, if its bytes are still what they were."""
+    organization_id = attempt.run.organization_id
+    row = await until_answered(
+        lambda: parts.runs.find_step_output(organization_id, key), parts.clock, what="find step output"
+    )
+    if row is None:
+        return None
+    try:
+        folder = await parts.storage.materialize(row["address"], sha256=row["sha256"])
+        return Made(folder, row["address"], row["sha256"], row["result"], reused=True)
+    except (NotStored, Spoiled) as error:
+        _log.warning("kept output is not what it was", address=row["address"], error=str(error))
+    await until_answered(
+        lambda: parts.runs.forget_step_output(organization_id, key), parts.clock, what="forget step output"
+    )
+    return None
+
+
+async def _keep(attempt: Attempt, parts: Parts, spec: StepSpec, result: events.Result, key: str) -> Made:
+    """Check what the step says it left, store it under the attempt's own prefix, and say so through the fence."""
+    folder = Path(spec.output)
+    await asyncio.to_thread(_leave_artifacts_only, folder, result)
+    address = f"runs/{spec.run_id}/{spec.attempt}/{spec.step.value}"
+    stored = await parts.storage.upload_folder(folder, address)
+    attempt.sign_of_progress()
+    if {file.path: file.sha256 for file in stored} != {artifact.path: artifact.sha256 for artifact in result.artifacts}:
+        raise _differs("the digests of its artifacts")
+    sha256 = digest_of((file.path, file.sha256) for file in stored)
+    size = sum(file.bytes for file in stored)
+    await until_answered(
+        lambda: parts.runs.store_step_output(
+            attempt.fence, key, spec.step.value, address, sha256, size, result.figures
+        ),
+        parts.clock,
+        what="store step output",
+    )
+    return Made(folder, address, sha256, result.figures, reused=False)
+
+
+def _leave_artifacts_only(folder: Path, result: events.Result) -> None:
+    """What the step did not list (checkpoints, temporary files) goes; what it listed must be there.
+
+    Raises:
+        StepFailed: it is not, or is no plain file inside the folder.
+    """
+    listed = {artifact.path: artifact.bytes for artifact in result.artifacts}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # not empty: something listed lies in it
+                path.rmdir()
+        elif path.is_symlink() or path.relative_to(folder).as_posix() not in listed:
+            path.unlink()
+    for name, size in listed.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file() or path.stat().st_size != size:
+            raise _differs(name)
+
+
+def _differs(what: str) -> StepFailed:
+    sentence = "The training program did not leave what it said."
+    return StepFailed(FailureClass.BUG, "artifact_differs", sentence, what)

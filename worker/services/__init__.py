@@ -1,0 +1,1 @@
+"""What runs beside intake and the runs themselves: dispatcher, rescuer, relay."""

@@ -1,0 +1,95 @@
+"""Dead leases find a new owner, and runs that waited too long an end."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from worker.clock import Clock
+from worker.errors import DatabaseAway, DatabaseRefused
+from worker.metrics import Metrics
+from worker.store.runs import RunStore
+from worker.store.workers import WorkerStore
+
+_BATCH: Final = 100
+_log = structlog.get_logger(__name__)
+
+
+class Rescuer:
+    """Sweeps for dead leases, but only after it has itself seen the database without a gap for one whole lease.
+
+    After an outage, or after this process was frozen, owners thus renew first: an outage changes no attempt number.
+
+    Args:
+        workers: for the look at the database.
+        sweep_s: seconds between sweeps.
+        lease_s: seconds a lease lasts; no gap in the looks may be longer than a quarter of it.
+    """
+
+    def __init__(  # noqa: PLR0913 - wired in one place
+        self,
+        runs: RunStore,
+        workers: WorkerStore,
+        *,
+        sweep_s: float,
+        lease_s: float,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._runs = runs
+        self._workers = workers
+        self._look_s = min(sweep_s, lease_s / 10)
+        self._sweep_s = sweep_s
+        self._lease_s = lease_s
+        self._clock = clock
+        self._metrics = metrics
+        self._seen_since: float | None = None
+        self._seen_at = clock.monotonic()
+
+    async def run(self) -> None:
+        """Look and sweep until cancelled."""
+        swept_at = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(self._look_s)
+            now = self._clock.monotonic()
+            if await self.look() and now - swept_at >= self._sweep_s:
+                swept_at = now
+                await self.sweep()
+
+    async def look(self) -> bool:
+        """Look at the database; whether it has been there for a whole lease."""
+        sent_at = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(self._lease_s / 4):
+                await self._workers.ping()
+        except (DatabaseAway, DatabaseRefused, TimeoutError):
+            self._seen_since = None
+            return False
+        if self._seen_since is None or sent_at - self._seen_at > self._lease_s / 4:
+            self._seen_since = sent_at  # the first look, or one after a gap: of the database or of ourselves
+        self._seen_at = self._clock.monotonic()
+        return self._seen_at - self._seen_since >= self._lease_s
+
+    async def sweep(self) -> int:
+        """Settle dead leases and overdue waits; how many were moved."""
+        try:
+            orphans = await self._runs.orphans(_BATCH)
+            overdue = await self._runs.overdue_waiting(_BATCH)
+            moves = [self._runs.orphan_move(orphan) for orphan in orphans]
+            moves += [self._runs.overdue_move(fence, waited_s) for fence, waited_s in overdue]
+            settled = await asyncio.gather(*(self._runs.settle(move) for move in moves))
+        except (DatabaseAway, DatabaseRefused) as error:
+            _log.warning("sweep not finished", error=str(error))
+            return 0
+        for move, end in zip(moves, settled, strict=True):
+            if end is not None:
+                self._metrics.rescued.inc()
+                self._metrics.transitions.labels(end.status.name.lower()).inc()
+                _log.warning(
+                    "rescued",
+                    run=str(move.fence.run_id),
+                    attempt=move.fence.attempt,
+                    to=end.status.name,
+                    reason=move.fields["reason_code"],
+                )
+        return sum(end is not None for end in settled)
