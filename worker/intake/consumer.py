@@ -1,0 +1,265 @@
+"""Intake: the only place that acknowledges. A delivery is acked once its run's row, or its dead letter, is safe."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import cycle
+from typing import Any, Final, assert_never
+
+import structlog
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import DeliveredMessage
+
+from worker.broker import Backoff, pause, stay_connected, translated
+from worker.errors import BrokerAway, DatabaseAway, DatabaseRefused
+from worker.intake.dead_letters import dead_letter
+from worker.intake.feed import Feed, feeding
+from worker.intake.handler import Accepted, Again, Dead, DeadReason, Duplicate, Properties, judge, understand
+from worker.intake.topology import declare
+from worker.metrics import Metrics
+from worker.publisher import Publisher
+from worker.store.runs import Request, RunStore
+
+PREFETCH: Final = 200
+BATCH: Final = 100
+"""Half of the prefetch: while one batch is being committed the next is on its way."""
+LOOKS: Final = 5
+"""How often a request is tried again whose obstacle vanished between two looks."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Intake:
+    """Takes requests from the queue into the database, busy or not.
+
+    Args:
+        amqp_url: the broker.
+        runs: where requests become rows.
+        on_registered: rings the dispatcher; also for duplicates, whose first ring may have been lost.
+        metrics: counts messages by verdict.
+        prefetch: deliveries under way at most.
+        refused_limit_s: how long the broker may refuse us before that counts as final.
+        uniform: uniform in [0, 1), for jitter.
+    """
+
+    def __init__(
+        self,
+        amqp_url: str,
+        runs: RunStore,
+        on_registered: Callable[[], None],
+        metrics: Metrics,
+        *,
+        prefetch: int = PREFETCH,
+        refused_limit_s: float = 60.0,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._amqp_url = amqp_url
+        self._runs = runs
+        self._on_registered = on_registered
+        self._metrics = metrics
+        self._prefetch = prefetch
+        self._refused_limit_s = refused_limit_s
+        self._uniform = uniform
+        self._stop = asyncio.Event()
+        self.consuming = False
+        self.since = datetime.now(UTC)
+        """When ``consuming`` last changed."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take requests in until ``stop``.
+
+        Raises:
+            TopologyDiffers: a broker object exists with other arguments: people must mend that.
+            BrokerRefused: the broker refused us for too long: the same.
+        """
+        self._stop = stop
+        await stay_connected(
+            self._amqp_url,
+            "intake",
+            self._serve,
+            stop,
+            on_lost=self._metrics.broker_reconnects.inc,
+            backoff=Backoff(random=self._uniform),
+            refused_limit_s=self._refused_limit_s,
+        )
+
+    async def _serve(self, connection: AbstractConnection) -> None:
+        await declare(connection)
+        dead = await Publisher.on(connection)
+        while not self._stop.is_set():
+            unregistered: list[Request] = []
+            try:
+                async with feeding(connection, self._prefetch) as feed:
+                    self._now(consuming=True)
+                    await self._until_stop(self._consume(feed, dead, unregistered))
+            except (DatabaseAway, DatabaseRefused) as error:
+                # The block is left: consumer cancelled, everything in flight back in the queue.
+                _log.warning("intake_waits_for_database", error=str(error), returned=len(unregistered))
+                self._now(consuming=False)
+                await self._until_stop(self._database_back(connection, unregistered))
+            finally:
+                self._now(consuming=False)
+
+    def _now(self, *, consuming: bool) -> None:
+        if consuming != self.consuming:
+            self.consuming, self.since = consuming, datetime.now(UTC)
+            self._metrics.intake_up.set(int(consuming))
+            _log.info("intake_consumes" if consuming else "intake_rests")
+
+    async def _until_stop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` until it ends or we are to stop; what it was at is settled by redelivery."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            for task in (working, stopping):
+                task.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+    async def _consume(self, feed: Feed, dead: Publisher, unregistered: list[Request]) -> None:
+        while True:
+            batch = await feed.take(BATCH)
+            verdicts = [understand(message.body, _properties(message)) for message in batch]
+            unregistered[:] = [verdict.request for verdict in verdicts if isinstance(verdict, Accepted)]
+            settled = await self._registered(unregistered)
+            refused: list[tuple[DeliveredMessage, Dead]] = []
+            left = iter(settled)
+            for message, verdict in zip(batch, verdicts, strict=True):
+                final = verdict if isinstance(verdict, Dead) else next(left)
+                if isinstance(final, Dead):
+                    refused.append((message, final))
+            await self._bury(dead, refused)
+            await feed.ack(batch)
+            self._count(settled, refused)
+            if unregistered:
+                self._on_registered()
+
+    async def _registered(self, requests: Sequence[Request]) -> list[Accepted | Duplicate | Dead]:
+        """What became of each request, all of them committed or known not to be needed.
+
+        Raises:
+            DatabaseAway, DatabaseRefused: none of it is certain; registering again is harmless.
+        """
+        settled: dict[int, Accepted | Duplicate | Dead] = {}
+        waiting = dict(enumerate(requests))
+        for look in range(LOOKS):
+            for index, verdict in (await self._tried(waiting)).items():
+                match verdict:
+                    case Accepted() | Duplicate() | Dead():
+                        settled[index] = verdict
+                        del waiting[index]
+                    case Again():
+                        pass
+                    case _:
+                        assert_never(verdict)
+            if not waiting:
+                return [settled[index] for index in range(len(requests))]
+            await pause(self._stop, 0.02 * 2**look * self._uniform())
+        raise DatabaseRefused(f"{len(waiting)} requests can neither be registered nor refused")
+
+    async def _tried(self, waiting: dict[int, Request]) -> dict[int, Accepted | Duplicate | Dead | Again]:
+        results = await asyncio.gather(
+            *(self._runs.register(request) for request in waiting.values()), return_exceptions=True
+        )
+        created = dict(zip(waiting, results, strict=True))
+        found: dict[int, Accepted | Duplicate | Dead | Again] = {}
+        refusals = [result for result in results if isinstance(result, DatabaseRefused)]
+        if refusals:
+            created = await self._one_by_one(waiting, refusals[0])
+        for result in created.values():
+            if isinstance(result, BaseException) and not isinstance(result, DatabaseRefused):
+                raise result
+        unclear = [waiting[index] for index, result in created.items() if result is False]
+        standing = await self._runs.explain(unclear) if unclear else {}
+        for index, result in created.items():
+            request = waiting[index]
+            if isinstance(result, DatabaseRefused):
+                found[index] = Dead(DeadReason.REFUSED, str(result)[:1_000])
+            elif result is True:
+                found[index] = Accepted(request)
+            else:
+                found[index] = judge(request, dict(standing[request.run_id]))
+        return found
+
+    async def _one_by_one(
+        self, waiting: dict[int, Request], refusal: DatabaseRefused
+    ) -> dict[int, bool | BaseException]:
+        """One request that the database refuses must not spoil those that shared its statement.
+
+        Raises:
+            DatabaseRefused: it refuses all of them, so the fault is ours and no message is used up.
+        """
+        created: dict[int, bool | BaseException] = {}
+        for index, request in waiting.items():
+            try:
+                created[index] = await self._runs.register(request)
+            except DatabaseRefused as error:
+                created[index] = error
+        if all(isinstance(result, DatabaseRefused) for result in created.values()):
+            raise refusal
+        return created
+
+    async def _bury(self, dead: Publisher, refused: list[tuple[DeliveredMessage, Dead]]) -> None:
+        if not refused:
+            return
+        now = datetime.now(UTC)
+        answers = await dead.publish([dead_letter(message, verdict, now) for message, verdict in refused])
+        failures = [answer for answer in answers if answer is not None]
+        if failures:
+            # Nothing is acked: all of it comes again, on a new connection that has declared the queue.
+            raise BrokerAway(f"{len(failures)} dead letters were not confirmed: {failures[0]}")
+
+    def _count(
+        self, settled: Sequence[Accepted | Duplicate | Dead], refused: Sequence[tuple[DeliveredMessage, Dead]]
+    ) -> None:
+        self._metrics.messages.labels("accepted").inc(sum(isinstance(verdict, Accepted) for verdict in settled))
+        self._metrics.messages.labels("duplicate").inc(sum(isinstance(verdict, Duplicate) for verdict in settled))
+        for message, verdict in refused:
+            self._metrics.messages.labels(verdict.reason.value).inc()
+            _log.warning(
+                "dead_letter",
+                reason=verdict.reason.value,
+                detail=verdict.detail,
+                message_id=message.header.properties.message_id,
+            )
+
+    async def _database_back(self, connection: AbstractConnection, unregistered: Sequence[Request]) -> None:
+        """Wait until the database takes what it did not take before: that is the proof that it is well.
+
+        The messages stay in the queue meanwhile, so that no outage uses up their deliveries (RabbitMQ 4 drops a
+        message that was returned 20 times). Their redelivery finds the row made here: a duplicate.
+        """
+        pauses = Backoff(first_s=0.1, most_s=5.0, random=self._uniform)
+        closed = asyncio.ensure_future(_closed(connection))
+        try:
+            for request in cycle(unregistered):
+                await asyncio.sleep(pauses.next_s())
+                if closed.done():
+                    raise BrokerAway("the connection closed")
+                with suppress(DatabaseAway, DatabaseRefused):
+                    await self._runs.register(request)
+                    self._on_registered()
+                    return
+        finally:
+            closed.cancel()
+
+
+async def _closed(connection: AbstractConnection) -> None:
+    async with translated():
+        await connection.closed()
+
+
+def _properties(message: DeliveredMessage) -> Properties:
+    told = message.header.properties
+    return Properties(
+        content_type=told.content_type,
+        content_encoding=told.content_encoding,
+        type=told.message_type,
+        message_id=told.message_id,
+        headers=told.headers,
+    )
