@@ -1,0 +1,197 @@
+"""The demo: one organization, one custom model, one training run, and what the customer gets for it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from deploy.demo.show import (
+    before_and_after,
+    begin,
+    figures,
+    glance_at_metrics,
+    say,
+    watch,
+    where_things_are,
+)
+from deploy.local.services import Addresses, LocalServices, given_addresses
+
+ROOT = Path(__file__).parent.parent.parent
+DATA = Path(__file__).parent / "data"
+ORGANIZATION = 1
+START_S = 60.0
+
+
+def main() -> int:
+    """Run the demo; 0 when the run ended in SUCCESS."""
+    parser = argparse.ArgumentParser(prog="deploy/demo.sh", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave everything running")
+    parser.add_argument("--launcher", choices=("local", "ray", "slurm"), default="local")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="speech-demo-"))
+    folder.chmod(0o711)  # where Postgres must run as another user, that user has to reach its own folder in here
+    demo = Demo(folder, options.launcher)
+    try:
+        status = demo.run()
+        if options.keep:
+            demo.keep()
+        return 0 if status == 4 else 1  # noqa: PLR2004 - SUCCESS
+    except KeyboardInterrupt:
+        say("stopped by hand")
+        return 130
+    finally:
+        demo.stop()
+
+
+class Demo:
+    """Everything that is started here is stopped here."""
+
+    def __init__(self, folder: Path, launcher: str) -> None:
+        self._folder = folder
+        self._launcher = launcher
+        self._services: LocalServices | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._environment: dict[str, str] = {}
+        self._log = folder / "worker.log"
+
+    def run(self) -> int:
+        """The story; the run's last `training_status`."""
+        begin()
+        addresses = self._start_services()
+        self._environment = self._settings(addresses)
+        model = self._prepare_catalogue()
+        observe_port = self._start_worker()
+        published_at = time.time()
+        run_id = self._cli("request-run", model)["run_id"]
+        say(f"published training.run.requested for run {run_id}")
+        run = asyncio.run(watch(self._environment["WORKER_DATABASE_URL"], run_id, self._worker_alive))
+        seconds = round(time.time() - published_at, 1)
+        storage = self._folder / "storage"
+        shown = {}
+        if run["status"] == 4:  # noqa: PLR2004 - SUCCESS
+            shown = figures(run)
+            before_and_after(storage, run)
+        else:
+            say(f"the run ended with training_status {run['status']}: {run['failure_reason']}\n{run['failure_detail']}")
+        glance_at_metrics(f"http://127.0.0.1:{observe_port}/metrics")
+        where_things_are(storage, run, self._log)
+        result = {"training_status": run["status"], **shown, "seconds": seconds}
+        print("RESULT " + json.dumps(result), flush=True)
+        return int(run["status"])
+
+    # --- the parts -----------------------------------------------------------------------------------------------
+
+    def _start_services(self) -> Addresses:
+        given = given_addresses()
+        if given is not None:
+            say("using the RabbitMQ and Postgres that the environment names")
+            return given
+        say("starting a private RabbitMQ and Postgres on free loopback ports")
+        self._services = LocalServices(self._folder / "services")
+        return self._services.start()
+
+    def _settings(self, addresses: Addresses) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
+        return kept | {
+            "PYTHONPATH": str(ROOT),
+            "WORKER_AMQP_URL": addresses.amqp_url,
+            "WORKER_DATABASE_URL": addresses.database_url,
+            "WORKER_STORAGE_URL": f"file://{self._folder}/storage",
+            "WORKER_SCRATCH": str(self._folder / "scratch"),
+            "WORKER_CACHE": str(self._folder / "cache"),
+            "WORKER_LAUNCHER": self._launcher,
+            "WORKER_OBSERVE_PORT": "0",
+            "WORKER_POLL_S": "1",
+        }
+
+    def _prepare_catalogue(self) -> str:
+        self._cli("migrate")
+        say("base language: Whisper tiny.en (37.8 M parameters), weights brought into storage")
+        self._cli("base-language-add", "en", "--name", "English", "--weights", "offline:whisper-tiny.en")
+        self._cli("organization-add", "Northside Cardiology", "--id", str(ORGANIZATION))
+        key = self._cli("model-add", "Cardiology dictation", "--organization", str(ORGANIZATION), "--base", "en")["key"]
+        added = 0
+        for manifest in ("train.jsonl", "test.jsonl", "test_unseen_voices.jsonl"):
+            added += self._cli("import", str(DATA / manifest), "--model", key)["added"]
+        say(f"custom model {key}: {added} files imported")
+        return str(key)
+
+    def _cli(self, *words: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", words[0], "--json", *words[1:]],
+            env=self._environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"demo: `python -m worker {' '.join(words)}` failed")
+        lines = done.stdout.decode().splitlines()
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def _start_worker(self) -> int:
+        say("starting a worker")
+        with self._log.open("wb") as log:
+            self._worker = subprocess.Popen(
+                [sys.executable, "-m", "worker", "run"], env=self._environment, cwd=ROOT, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._worker_alive():
+            for line in self._log.read_text().splitlines():
+                if '"worker started"' in line:
+                    port = int(json.loads(line)["observe_port"])
+                    if _ready(port):
+                        return port
+            time.sleep(0.1)
+        raise SystemExit(f"demo: the worker did not start; its log:\n{self._log.read_text()[-3000:]}")
+
+    def _worker_alive(self) -> bool:
+        return self._worker is not None and self._worker.poll() is None
+
+    def keep(self) -> None:
+        """Leave everything running until Ctrl-C."""
+        settings = "\n".join(
+            f"  export {name}='{value}'" for name, value in self._environment.items() if name.startswith("WORKER_")
+        )
+        say("everything is running; press Ctrl-C here to stop it. In another terminal:")
+        print(f"{settings}\n  export PYTHONPATH={ROOT}\n  {sys.executable} -m worker runs")
+        try:
+            while self._worker_alive():
+                time.sleep(1)
+        except KeyboardInterrupt:
+            say("stopping")
+
+    def stop(self) -> None:
+        """Stop what was started; the models and logs stay."""
+        if self._worker is not None and self._worker.poll() is None:
+            self._worker.send_signal(signal.SIGTERM)
+            try:
+                self._worker.wait(30)
+            except subprocess.TimeoutExpired:
+                self._worker.kill()
+                self._worker.wait()
+        if self._services is not None:
+            self._services.stop()
+            self._services.postgres.remove()
+
+
+def _ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:  # noqa: S310 - loopback
+            return bool(answer.status == 200)  # noqa: PLR2004
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
