@@ -13,8 +13,8 @@ class Reason:
     """What is wrong, where no more is known than the code."""
     remedy: str
     """What its owner can do."""
-    many: str
-    """For "3 files …" in a count."""
+    short: str
+    """For a count: ``3 silent, 2 unreadable``."""
 
 
 _ALL: Final = (
@@ -23,101 +23,101 @@ _ALL: Final = (
         "waiting_for_pair",
         "The other half is not there: audio needs a transcript of the same name, and a transcript its audio.",
         "Upload the missing half under the same name, such as talk.wav and talk.txt.",
-        "wait for their other half",
+        "without their other half",
     ),
     Reason(
         "missing_file",
         "The recording is not there.",
         "Upload the recording that the manifest names, or correct audio_filepath.",
-        "name a recording that is not there",
+        "missing",
     ),
     Reason(
         "ambiguous_file",
         "More than one recording could be meant.",
         "Write the folder of the recording into audio_filepath as well.",
-        "could mean more than one recording",
+        "ambiguous",
     ),
-    Reason("empty_transcript", "The transcript has no words.", "Write what is said.", "have no words"),
+    Reason("empty_transcript", "The transcript has no words.", "Write what is said.", "without words"),
     Reason(
         "unreadable_transcript",
         "The transcript cannot be read.",
         "Save it as UTF-8 text (.txt), WebVTT (.vtt) or SubRip (.srt).",
-        "have a transcript that cannot be read",
+        "with an unreadable transcript",
     ),
     Reason(
         "transcript_too_large",
         "The transcript is too large.",
         "Cut it into several, each beside its own recording.",
-        "have a transcript that is too large",
+        "with too large a transcript",
     ),
     Reason(
         "bad_cue",
         "The times of a cue make no sense.",
         "Correct the cue's times: its end must come after its start.",
-        "have cues whose times make no sense",
+        "cues with impossible times",
     ),
     Reason(
         "bad_manifest_line",
         "A line of the manifest cannot be understood.",
         "Write one JSON object a line, with audio_filepath and text.",
-        "are manifest lines that cannot be understood",
+        "manifest lines not understood",
     ),
     Reason(
         "superseded",
         "Another file says the same, and better.",
         "Nothing: it is not needed. Remove it, or remove the other one to use this one.",
-        "are not needed beside a better one",
+        "not needed beside another file",
     ),
     Reason(
         "same_stem",
         "Two recordings share a name.",
         "Give every recording a name of its own.",
-        "share a name with another recording",
+        "sharing a name with another recording",
     ),
     Reason(
         "duplicate",
         "The same recording is already there.",
         "Nothing: it is used once.",
-        "are there twice",
+        "already there",
     ),
     # Known from the sound, when it is prepared.
     Reason(
         "unreadable_audio",
         "The recording cannot be read.",
         "Play it on your own machine; if it plays, convert it to wav or flac and upload it again.",
-        "cannot be read",
+        "unreadable",
     ),
-    Reason("too_short", "It is too short.", "Upload a longer recording.", "are too short"),
+    Reason("too_short", "It is too short.", "Upload a longer recording.", "too short"),
     Reason(
         "too_long",
         "It is longer than 30 seconds.",
         "Cut it into pieces of at most 30 s, or give a .vtt or .srt with shorter cues.",
-        "are too long",
+        "too long",
     ),
     Reason(
         "transcript_too_long_for_audio",
         "The transcript has more words than anybody can say in that time.",
         "Check that the transcript belongs to this recording.",
-        "have a transcript that cannot belong to them",
+        "with a transcript of another recording",
     ),
     Reason(
         "untimed_long_recording",
         "The recording is long and its transcript has no times.",
         "Give a .vtt or .srt, or cut it into pieces of at most 30 s.",
-        "are long and have no times",
+        "long and without times",
     ),
-    Reason("silent", "Nothing can be heard.", "Record it again.", "are silent"),
+    Reason("silent", "Nothing can be heard.", "Record it again.", "silent"),
     Reason(
         "clipped",
         "The recording is overdriven.",
         "Record it again with the microphone turned down.",
-        "are overdriven",
+        "overdriven",
     ),
     Reason(
         "on_two_sides",
         "The same sentence is in the test data, so it is not trained on.",
         "Nothing; or mark both with the same split.",
-        "repeat sentences of the test data",
+        "repeating test sentences",
     ),
 )
 
@@ -125,6 +125,6 @@ REASONS: Final[dict[str, Reason]] = {reason.code: reason for reason in _ALL}
 
 
 def counted(counts: dict[str, int]) -> str:
-    """Counts by reason as words: ``3 files are silent, 1 file …``; the commonest first."""
+    """Counts by reason as words, the commonest first: ``3 silent, 2 unreadable``."""
     told = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return ", ".join(f"{count} {REASONS[code].many if code in REASONS else code}" for code, count in told)
+    return ", ".join(f"{count} {REASONS[code].short if code in REASONS else code}" for code, count in told)

@@ -1,0 +1,250 @@
+"""From a model's files to the run's manifest and its verdicts."""
+
+import hashlib
+import json
+import random
+import tracemalloc
+
+import pytest
+
+from schemas.steps import ManifestRow
+from schemas.verdicts import REASONS
+from worker.domain.data import DataItem, kind_of, stem_of
+from worker.errors import StepFailed
+from worker.pipeline.load import ManifestLimits, build_manifest
+from worker.storage import FileStorage
+
+
+class Model:
+    """A model's files in a storage, without a database."""
+
+    def __init__(self, storage: FileStorage) -> None:
+        self.storage = storage
+        self.items: list[DataItem] = []
+
+    async def add(self, name: str, data: bytes | str | None = None, **fields) -> DataItem:
+        content = f"sound of {name}" if data is None else data
+        content = content.encode() if isinstance(content, str) else content
+        sha256 = hashlib.sha256(content).hexdigest()
+        kind = kind_of(name)
+        assert kind
+        address = f"organizations/1/models/2/data/{sha256}"
+        await self.storage.put_bytes(address, content)
+        item = DataItem(len(self.items) + 1, name, stem_of(name), kind, len(content), sha256, address, **fields)
+        self.items.append(item)
+        return item
+
+    async def load(self, folder, limits: ManifestLimits | None = None, items: list[DataItem] | None = None):
+        async def every():
+            for item in self.items if items is None else items:
+                yield item
+
+        manifest = await build_manifest(every(), self.storage, folder, limits or ManifestLimits())
+        rows = [ManifestRow.model_validate_json(line) for line in manifest.path.read_bytes().splitlines()]
+        assert [row.row for row in rows] == list(range(manifest.rows))
+        assert hashlib.sha256(manifest.path.read_bytes()).hexdigest() == manifest.sha256
+        verdicts = list(manifest.verdicts)
+        assert all(verdict.reason_code in REASONS and verdict.reason.endswith(".") for verdict in verdicts)
+        return manifest, rows, {verdict.file: verdict.reason_code for verdict in verdicts}
+
+
+@pytest.fixture
+async def model(tmp_path):
+    storage = FileStorage(tmp_path / "storage")
+    yield Model(storage)
+    await storage.aclose()
+
+
+async def test_audio_and_transcript_pair_by_stem_in_any_order(model, tmp_path):
+    text = await model.add("calls/one.txt", "Hello  there.")
+    audio = await model.add("calls/one.flac", speaker="Ada", split="dev")
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert verdicts == {}
+    assert rows == [
+        ManifestRow(
+            row=0,
+            data_ids=[audio.id, text.id],
+            file="calls/one.flac",
+            audio=audio.address,
+            audio_sha256=audio.sha256,
+            audio_bytes=audio.bytes,
+            text="Hello there.",
+            speaker="Ada",
+            split="dev",
+        )
+    ]
+
+
+async def test_a_long_recording_becomes_segments_at_its_cues(model, tmp_path):
+    await model.add("talk.mp3")
+    await model.add(
+        "talk.vtt",
+        "WEBVTT\n\n00:01.250 --> 00:04.000\nOne.\n\n01:00.000 --> 01:05.000\nTwo.\n\n"
+        "02:00.000 --> 02:45.000\nToo long.\n",
+    )
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [(row.offset_s, row.duration_s, row.text, row.source) for row in rows] == [
+        (1.25, 2.75, "One.", "cue"),
+        (60.0, 5.0, "Two.", "cue"),
+    ]
+    assert verdicts == {"talk.vtt, line 9": "too_long"}
+
+
+async def test_a_manifest_names_its_recordings_and_bad_lines_cost_themselves(model, tmp_path):
+    await model.add("a.opus")
+    await model.add("b.opus")
+    lines = [
+        json.dumps({"audio_filepath": "a.opus", "text": "First", "duration": 4.2, "speaker": "s", "split": "test"}),
+        "{broken",
+        json.dumps({"audio_filepath": "nowhere.opus", "text": "x"}),
+        "",
+        json.dumps({"audio_filepath": "b.opus", "text": ""}),
+        json.dumps({"audio_filepath": "b.opus", "text": "Second", "offset": 1.5}),
+    ]
+    manifest = await model.add("train.jsonl", "\n".join(lines))
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [(row.file, row.text, row.offset_s, row.duration_s, row.speaker, row.split) for row in rows] == [
+        ("a.opus", "First", None, 4.2, "s", "test"),
+        ("b.opus", "Second", 1.5, None, None, None),
+    ]
+    assert rows[0].data_ids == [1, manifest.id]
+    assert verdicts == {
+        "train.jsonl, line 2": "bad_manifest_line",
+        "train.jsonl, line 3": "missing_file",
+        "train.jsonl, line 5": "empty_transcript",
+    }
+
+
+async def test_what_has_no_partner_waits(model, tmp_path):
+    await model.add("lonely.wav")
+    await model.add("silent.txt", "words")
+    manifest, rows, verdicts = await model.load(tmp_path / "m")
+    assert rows == []
+    assert verdicts == {"lonely.wav": "waiting_for_pair", "silent.txt": "waiting_for_pair"}
+    assert {verdict.verdict for verdict in manifest.verdicts} == {"waiting_for_pair"}
+    assert manifest.counts == {"waiting_for_pair": 2}
+
+
+async def test_times_beat_none_and_a_manifest_beats_both(model, tmp_path):
+    await model.add("talk.wav")
+    await model.add("talk.txt", "Everything.")
+    await model.add("talk.srt", "1\n00:00:01,000 --> 00:00:02,000\nTimed.\n")
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [row.text for row in rows] == ["Timed."]
+    assert verdicts == {"talk.txt": "superseded"}
+    await model.add("all.jsonl", json.dumps({"audio_filepath": "talk.wav", "text": "Listed."}))
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [row.text for row in rows] == ["Listed."]
+    assert verdicts == {"talk.txt": "superseded", "talk.srt": "superseded"}
+
+
+async def test_a_broken_better_transcript_leaves_the_plain_one(model, tmp_path):
+    await model.add("talk.wav")
+    await model.add("talk.txt", "Everything.")
+    await model.add("talk.vtt", b"\x89PNG\x00")
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [row.text for row in rows] == ["Everything."]
+    assert verdicts == {"talk.vtt": "unreadable_transcript"}
+
+
+async def test_of_two_recordings_of_one_name_the_lossless_one_is_used(model, tmp_path):
+    await model.add("talk.mp3")
+    await model.add("talk.wav", "lossless")
+    await model.add("talk.flac", "lossless")
+    await model.add("talk.txt", "Words.")
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [row.file for row in rows] == ["talk.wav"]
+    assert verdicts == {"talk.flac": "duplicate", "talk.mp3": "same_stem"}
+
+
+async def test_the_same_recording_with_the_same_words_is_used_once(model, tmp_path):
+    for name in ("one", "two"):
+        await model.add(f"{name}.wav", "same sound")
+        await model.add(f"{name}.txt", "Same words." if name == "one" else "same WORDS")
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [row.file for row in rows] == ["one.wav"]
+    assert verdicts == {"two.wav": "duplicate"}
+
+
+async def test_every_kind_of_broken_file_gets_its_own_verdict(model, tmp_path):
+    await model.add("zero.wav", b"")
+    await model.add("zero.txt", "words")
+    await model.add("blank.wav")
+    await model.add("blank.txt", "  \n")
+    await model.add("latin.wav")
+    await model.add("latin.txt", "Müller".encode("latin-1"))
+    lost = await model.add("lost.wav")
+    await model.add("lost.txt", "words")
+    await model.storage.delete([lost.address])
+    await model.add("big.wav")
+    await model.add("big.txt", "long " * 300)
+    gone = await model.add("gone.txt", "these words are gone")
+    await model.add("gone.wav")
+    await model.storage.delete([gone.address])
+    await model.add("nothing.jsonl", "\n\n")
+    _, rows, verdicts = await model.load(tmp_path / "m", ManifestLimits(transcript_bytes=1000))
+    assert rows == []
+    assert verdicts == {
+        "zero.wav": "unreadable_audio",
+        "zero.txt": "waiting_for_pair",
+        "blank.txt": "empty_transcript",
+        "blank.wav": "empty_transcript",
+        "latin.txt": "unreadable_transcript",
+        "latin.wav": "unreadable_transcript",
+        "lost.wav": "missing_file",
+        "lost.txt": "waiting_for_pair",
+        "big.txt": "transcript_too_large",
+        "big.wav": "transcript_too_large",
+        "gone.txt": "missing_file",
+        "gone.wav": "missing_file",
+        "nothing.jsonl": "empty_transcript",
+    }
+
+
+async def test_the_same_data_gives_the_same_bytes(model, tmp_path):
+    for n in range(40):
+        await model.add(f"f{n}.wav")
+        await model.add(f"f{n}.txt", f"Sentence number {n}.")
+    await model.add(
+        "m.jsonl", "\n".join(json.dumps({"audio_filepath": f"f{n}.wav", "text": f"T{n}"}) for n in range(9))
+    )
+    first, *_ = await model.load(tmp_path / "one")
+    shuffled = random.Random(7).sample(model.items, len(model.items))
+    second, *_ = await model.load(tmp_path / "two", ManifestLimits(at_once=2), shuffled)
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert first.verdicts_path.read_bytes() == second.verdicts_path.read_bytes()
+
+
+async def test_too_many_files_fail_the_run_with_a_sentence(model, tmp_path):
+    for n in range(4):
+        await model.add(f"f{n}.wav")
+    with pytest.raises(StepFailed, match="more than 3 files") as failed:
+        await model.load(tmp_path / "m", ManifestLimits(files=3))
+    assert failed.value.code == "too_many_files"
+
+
+async def test_a_large_manifest_is_read_without_holding_it(model, tmp_path):
+    await model.add("a.wav")
+    count = 30_000
+    lines = (
+        json.dumps({"audio_filepath": "a.wav", "text": f"Sentence {n} " + "x" * 300, "offset": n, "duration": 1})
+        for n in range(count)
+    )
+    data = "\n".join(lines).encode()
+    await model.add("big.jsonl", data)
+    size = len(data)
+    assert size > 10_000_000
+    del data
+
+    async def every():
+        for item in model.items:
+            yield item
+
+    tracemalloc.start()
+    try:
+        manifest = await build_manifest(every(), model.storage, tmp_path / "m", ManifestLimits())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert manifest.rows == count
+    assert peak < 9_000_000  # a piece of 1 MB, its lines, and 16 bytes (about 100 with Python's set) a row

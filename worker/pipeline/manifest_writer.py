@@ -1,0 +1,97 @@
+"""Writes a run's manifest row by row, and beside it what is known without decoding."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from schemas.splits import split_text_key
+from schemas.steps import ManifestRow, Verdict
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A run's fixed list of candidate segments, on this host."""
+
+    path: Path
+    """JSON lines of ``ManifestRow``."""
+    sha256: str
+    rows: int
+    verdicts_path: Path
+    """JSON lines of ``Verdict``: what is not used, as far as that is known without decoding."""
+    counts: dict[str, int]
+    """Verdicts by reason code."""
+
+    @property
+    def verdicts(self) -> Iterator[Verdict]:
+        """The verdicts, read as they are asked for."""
+        with self.verdicts_path.open("rb") as lines:
+            for line in lines:
+                yield Verdict.model_validate_json(line)
+
+
+class ManifestWriter:
+    """Rows and verdicts, in the order they come; holds 16 bytes for each row."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "manifest.jsonl"
+        self._verdicts_path = folder / "verdicts.jsonl"
+        self._rows = self._path.open("wb")
+        self._verdicts = self._verdicts_path.open("wb")
+        self._digest = hashlib.sha256()
+        self._count = 0
+        self._counts: Counter[str] = Counter()
+        self._seen: set[bytes] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rows.close()
+        self._verdicts.close()
+
+    def row(self, row: ManifestRow, where: str) -> None:
+        """Add a candidate; the same recording with the same words a second time is a duplicate.
+
+        Args:
+            row: its number is set here.
+            where: file, or file and line, for the verdict on a duplicate.
+        """
+        told = f"{row.audio_sha256}\n{row.offset_s or 0.0}\n{split_text_key(row.text)}"
+        key = hashlib.blake2b(told.encode(), digest_size=16).digest()
+        if key in self._seen:
+            sentence = "The same recording with the same words is already there."
+            self.refuse(row.data_ids, where, "duplicate", sentence)
+            return
+        self._seen.add(key)
+        line = row.model_copy(update={"row": self._count}).model_dump_json().encode() + b"\n"
+        self._rows.write(line)
+        self._digest.update(line)
+        self._count += 1
+
+    def refuse(self, data_ids: list[int], where: str, code: str, sentence: str) -> None:
+        """Say why something is not used."""
+        waiting = code == "waiting_for_pair"
+        verdict = Verdict(
+            data_ids=data_ids,
+            file=where,
+            verdict="waiting_for_pair" if waiting else "rejected",
+            reason_code=code,
+            reason=sentence,
+        )
+        self._verdicts.write(verdict.model_dump_json().encode() + b"\n")
+        self._counts[code] += 1
+
+    def finished(self) -> Manifest:
+        """Everything is written."""
+        self._rows.close()
+        self._verdicts.close()
+        return Manifest(
+            self._path, self._digest.hexdigest(), self._count, self._verdicts_path, dict(sorted(self._counts.items()))
+        )
