@@ -90,9 +90,7 @@ class Stopped(Wire):
     steps_done: int | None = None
 
 
-Event = Annotated[
-    Hello | Progress | Metric | Checkpoint | Result | Failure | Stopped, Field(discriminator="event")
-]
+Event = Annotated[Hello | Progress | Metric | Checkpoint | Result | Failure | Stopped, Field(discriminator="event")]
 EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Event)
 DROPPABLE: Final = (Progress, Metric)
 

@@ -33,7 +33,8 @@ class WhisperParameters(BaseModel):
     """How far the published weights go from the base (0) towards the trained ones (1)."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto`: bfloat16 where the processor or GPU has it."""
-    checkpoint_every_steps: int = Field(default=50, ge=1)
+    checkpoint_every_s: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints; when they are written changes no weight."""
     longest_segment_s: float = Field(default=30.0, gt=0, le=30)
     shortest_segment_s: float = Field(default=0.3, gt=0)
     fastest_speech_cps: float = Field(default=35.0, gt=0)

@@ -19,22 +19,37 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WORKER_", frozen=True, extra="ignore")
 
-    amqp_url: SecretStr = Field(default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"), description="RabbitMQ, amqp:// or amqps://")
+    amqp_url: SecretStr = Field(
+        default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"), description="RabbitMQ, amqp:// or amqps://"
+    )
     database_url: SecretStr = Field(
         default=SecretStr("postgresql://127.0.0.1:5432/training"), description="Postgres 15 or newer"
     )
-    storage_url: str = Field(default="file:///var/lib/speech-training", description="file:///folder or s3://bucket/prefix")
+    storage_url: str = Field(
+        default="file:///var/lib/speech-training", description="file:///folder or s3://bucket/prefix"
+    )
 
-    slots: int = Field(default=1, ge=0, le=1024, description="runs this worker trains at once; 0 only takes messages in")
+    slots: int = Field(
+        default=1, ge=0, le=1024, description="runs this worker trains at once; 0 only takes messages in"
+    )
     launcher: Literal["local", "ray", "slurm", "noop"] = Field(default="local", description="where trainers run")
     trainer_python: str = Field(default=sys.executable, description="interpreter of the trainer's environment")
     trainer_module: str = Field(default="worker.trainer", description="module started for each step of a recipe")
-    trainer_memory_bytes: int = Field(default=0, ge=0, description="most memory of a trainer and its children; 0: no limit")
+    trainer_memory_bytes: int = Field(
+        default=0, ge=0, description="most memory of a trainer and its children; 0: no limit"
+    )
     trainer_threads: int = Field(default=0, ge=0, description="processor threads of a trainer; 0: all of the machine")
-    devices: str = Field(default="", description="comma-separated devices of this host, one held by each step; empty: not limited")
-    device_locks: Path = Field(default=Path("/tmp/speech-training-devices"), description="folder of the host's device locks")  # noqa: S108
+    devices: str = Field(
+        default="",
+        description="comma-separated devices of this host, one held by each step; empty: not limited",
+    )
+    device_locks: Path = Field(
+        default=Path("/tmp/speech-training-devices"), description="folder of the host's device locks"
+    )
     scratch: Path = Field(default=Path("/tmp/speech-training"), description="working folder on this host; can be lost")  # noqa: S108
-    cache: Path = Field(default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost")  # noqa: S108
+    cache: Path = Field(
+        default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost"
+    )
 
     renew_s: float = Field(default=15, gt=0, description="how often leases are renewed")
     lease_s: float = Field(default=60, gt=0, description="how long a lease lasts without renewal")
@@ -52,14 +67,18 @@ class Settings(BaseSettings):
     minimum_audio_s: float = Field(default=60, ge=0, description="least usable audio a run needs")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints an attempt keeps")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe level logged"
+    )
     observe_host: str = Field(default="127.0.0.1", description="address of /metrics, /healthz and /readyz")
     observe_port: int = Field(default=9108, ge=0, le=65_535, description="their port; 0 picks a free one")
     database_connections: int = Field(default=8, ge=2, description="database connections of a worker, heartbeat apart")
 
     s3_endpoint: str = Field(default="", description="S3 endpoint where it is not Amazon's")
     s3_region: str = Field(default="us-east-1", description="S3 region")
-    s3_access_key: SecretStr = Field(default=SecretStr(""), description="S3 access key; empty: the platform's own credentials")
+    s3_access_key: SecretStr = Field(
+        default=SecretStr(""), description="S3 access key; empty: the platform's own credentials"
+    )
     s3_secret_key: SecretStr = Field(default=SecretStr(""), description="S3 secret key")
 
     def device_list(self) -> list[str]:
@@ -74,4 +93,4 @@ def read_settings() -> Settings:
         pydantic.ValidationError: a value does not fit; names the field.
     """
     folder = SECRETS_FOLDER if SECRETS_FOLDER.is_dir() and os.access(SECRETS_FOLDER, os.R_OK | os.X_OK) else None
-    return Settings(_secrets_dir=folder)  # type: ignore[call-arg]  # pydantic-settings' own argument
+    return Settings(_secrets_dir=folder)

@@ -88,6 +88,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - absent where the platform has none
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Do what was typed; the exit code."""
     options = parser().parse_args(arguments)
@@ -99,11 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     configure_log(settings.log_level)
     try:
-        import uvloop  # noqa: PLC0415 - absent where the platform has none
-    except ImportError:
-        uvloop = None
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return int(runner.run(options.do(settings, options)))
     except WorkerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -3,9 +3,9 @@
 import asyncio
 import shutil
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -23,7 +23,7 @@ from worker.pipeline.patience import until_answered
 from worker.pipeline.steps import Stopped
 from worker.store.runs import Settled
 
-Story = Callable[["Attempt", Parts], Awaitable[Succeeded]]
+Story = Callable[[Attempt, Parts], Coroutine[Any, Any, Succeeded]]
 _log = structlog.get_logger(__name__)
 
 
@@ -118,10 +118,9 @@ class Runner:
     async def _wind_down(self, attempt: Attempt, story: asyncio.Task[Succeeded]) -> float:
         """Begin the end that was wished for; the monotonic second at which patience ends."""
         patience_s = 0.0
-        if attempt.ending is Ending.HAND_OVER:
-            # What is staged finishes; a trainer gets time for its checkpoint; anything else is repeated cheaply.
-            if attempt.staged or await attempt.ask_trainer_to_stop():
-                patience_s = self._hand_over_s
+        # What is staged finishes; a trainer gets time for its checkpoint; anything else is repeated cheaply.
+        if attempt.ending is Ending.HAND_OVER and (attempt.staged or await attempt.ask_trainer_to_stop()):
+            patience_s = self._hand_over_s
         if not patience_s:
             story.cancel()
             await asyncio.wait({story})
@@ -154,29 +153,28 @@ class Runner:
     # --- ending --------------------------------------------------------------------------------------------------
 
     async def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        """The one line where a run becomes a success is the ``settle`` below."""
+        """Say in the database how the attempt ended: the one place where a run becomes a success."""
         attempt.settling = True
         await self._keep_log(attempt)
-        parts = self._parts
-        move = parts.runs.move(attempt.run, outcome)
-        settled: Settled | None = None
-        if move is not None:
-            try:
-                settled = await until_answered(lambda: parts.runs.settle(move), parts.clock, what="settle")
-            except DatabaseRefused as error:
-                _log.exception("the database refused the outcome", outcome=type(outcome).__name__)
-                refused = Failed(
-                    FailureClass.BUG,
-                    "outcome_refused",
-                    "The training failed because of a mistake of ours.",
-                    str(error),
-                )
-                move = parts.runs.move(attempt.run, refused)
-                assert move is not None
-                settled = await until_answered(lambda: parts.runs.settle(move), parts.clock, what="settle")
+        settled = await self._written(attempt, outcome)
         self._tell(attempt, outcome, settled)
         if settled is not None and settled.status is TrainingStatus.NOT_RUNNING:
             await self._remove_artifacts(attempt)
+
+    async def _written(self, attempt: Attempt, outcome: Outcome) -> Settled | None:
+        """What the database made of the outcome; None: the run was not ours any more."""
+        runs = self._parts.runs
+        move = runs.move(attempt.run, outcome)
+        if move is None:
+            return None
+        try:
+            return await until_answered(lambda: runs.settle(move), self._parts.clock, what="settle")
+        except DatabaseRefused as error:
+            _log.exception("the database refused the outcome", outcome=type(outcome).__name__)
+            sentence = "The training failed because of a mistake of ours."
+            refused = runs.move(attempt.run, Failed(FailureClass.BUG, "outcome_refused", sentence, str(error)))
+            assert refused is not None
+            return await until_answered(lambda: runs.settle(refused), self._parts.clock, what="settle")
 
     async def _keep_log(self, attempt: Attempt) -> None:
         """The run's own log stays with its artifacts; losing it loses no run."""

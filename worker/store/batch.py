@@ -58,7 +58,9 @@ class Batch(Generic[T, R]):
         self._start()
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
-        taken, left, keys = [], [], set[object]()
+        taken: list[tuple[T, asyncio.Future[R]]] = []
+        left: list[tuple[T, asyncio.Future[R]]] = []
+        keys = set[object]()
         for item, answer in self._waiting:
             if len(taken) < self._most and self._key(item) not in keys:
                 keys.add(self._key(item))
