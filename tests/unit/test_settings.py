@@ -1,0 +1,67 @@
+"""Settings: what an operator may write, and that the example says all of it."""
+
+import re
+
+import pytest
+from pydantic import ValidationError
+
+import worker.settings
+from deploy.settings_table import TARGET, render
+from worker.api.settings import ApiSettings
+from worker.settings import Settings, read_settings
+
+
+def test_env_example_is_made_from_the_settings() -> None:
+    assert TARGET.read_text(encoding="utf-8") == render(), "run `python -m deploy.settings_table`"
+
+
+def test_env_example_names_every_setting_of_worker_and_api_once() -> None:
+    named = re.findall(r"^#(WORKER_\w+)=", render(), re.MULTILINE)
+    wanted = {f"WORKER_{name.upper()}" for model in (Settings, ApiSettings) for name in model.model_fields}
+    assert len(named) == len(set(named))
+    assert set(named) == wanted
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for model in (Settings, ApiSettings):
+        for name, field in model.model_fields.items():
+            assert field.description, name
+
+
+def test_what_worker_and_api_share_has_the_same_meaning_for_both() -> None:
+    shared = set(Settings.model_fields) & set(ApiSettings.model_fields)
+    assert shared
+    for name in shared:
+        ours, theirs = Settings.model_fields[name], ApiSettings.model_fields[name]
+        assert (ours.annotation, ours.default, ours.description) == (
+            theirs.annotation,
+            theirs.default,
+            theirs.description,
+        ), name
+
+
+def test_the_example_itself_can_be_read_back_as_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in render().splitlines():
+        if match := re.match(r"#(WORKER_\w+)=(.*)", line):
+            monkeypatch.setenv(match[1], match[2])
+    read = read_settings().model_dump(exclude={"trainer_python"})
+    assert read == Settings.model_construct().model_dump(exclude={"trainer_python"})
+
+
+def test_a_value_that_does_not_fit_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_SLOTS", "many")
+    with pytest.raises(ValidationError) as caught:
+        read_settings()
+    assert caught.value.errors()[0]["loc"] == ("slots",)
+
+
+def test_a_secret_can_come_from_a_file(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "worker_database_url").write_text("postgresql://from-a-file/training\n")
+    monkeypatch.setattr(worker.settings, "SECRETS_FOLDER", tmp_path)
+    monkeypatch.delenv("WORKER_DATABASE_URL", raising=False)
+    assert read_settings().database_url.get_secret_value() == "postgresql://from-a-file/training"
+
+
+def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_DATABASE_URL", "postgresql://user:hunter2@host/training")
+    assert "hunter2" not in repr(read_settings())
