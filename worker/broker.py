@@ -1,7 +1,8 @@
-"""RabbitMQ's connections: the place where aio-pika's errors become ours, and where lost connections are made again.
+"""RabbitMQ's connections: where aio-pika's errors become ours, and lost connections are made again.
 
-Plain connections, not ``connect_robust``: after a loss everything starts again from one place (connect, declare,
-consume), so "connected but consuming nothing" cannot be a state, and no delivery tag outlives its channel.
+Plain connections, not ``connect_robust``: after a loss everything starts again from one place (connect,
+declare, consume), so "connected but consuming nothing" cannot be a state, and no delivery tag outlives its
+channel.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from random import random as system_random
-from typing import Final
+from typing import Any, Final
 
 import aio_pika
 import structlog
@@ -19,6 +20,7 @@ from aio_pika.exceptions import (
     AuthenticationError,
     ChannelClosed,
     ConnectionClosed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 from aiormq.exceptions import ChannelAccessRefused
@@ -86,7 +88,14 @@ async def connected(url: str, name: str) -> AsyncIterator[AbstractConnection]:
     if "heartbeat=" not in url:
         url = f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_S}"
     async with translated():
-        connection = await aio_pika.connect(url, timeout=CONNECT_S, client_properties={"connection_name": name})
+        try:
+            told = {"connection_name": name}
+            connection = await aio_pika.connect(url, timeout=CONNECT_S, client_properties=told)
+        except InvalidFrameError as error:
+            if "Connection.Close" not in str(error):
+                raise
+            # aiormq expects OpenOk and drops the text of the Close that came instead.
+            raise BrokerRefused("no such virtual host, or this user may not use it") from error
         try:
             yield connection
         finally:
@@ -147,7 +156,8 @@ async def stay_connected(
         stop: ends it.
         on_lost: called for each lost or failed connection.
         backoff: the pauses.
-        refused_limit_s: a broker that says no for so long (credentials, permissions) will not change its mind.
+        refused_limit_s: a broker that says no for so long (credentials, permissions) will not change its
+            mind.
 
     Raises:
         BrokerRefused: it said no for too long.
@@ -178,7 +188,10 @@ async def stay_connected(
             await pause(stop, wait_s)
 
 
-def _lenient(read: Callable[[bytes], tuple[int, object]], length: Callable[[bytes], int]) -> Callable[[bytes], tuple[int, object]]:
+_Reader = Callable[[bytes], tuple[int, object]]
+
+
+def _lenient(read: _Reader, length: Callable[[bytes], int]) -> _Reader:
     def lenient(value: bytes) -> tuple[int, object]:
         try:
             return read(value)
@@ -191,16 +204,14 @@ def _lenient(read: Callable[[bytes], tuple[int, object]], length: Callable[[byte
 def _accept_unreadable_properties() -> None:
     """Read properties and headers that make no sense as nothing, instead of losing the connection over them.
 
-    pamqp raises for a header that is not UTF-8 or a timestamp beyond the year 9999, and aiormq's reader dies of it;
-    the message is then delivered again and again, and one careless producer stops every worker. So the decoders of
-    the types whose length is known without reading them are replaced in pamqp's own tables.
+    pamqp raises for a header that is not UTF-8 or a timestamp beyond the year 9999, and aiormq's reader dies of
+    it; the message is then delivered again and again, and one careless producer stops every worker. So the
+    decoders of the types whose length is known without reading them are replaced in pamqp's own table.
     """
-    for table, timestamp, string, fields in ((decode.METHODS, "timestamp", "shortstr", "table"),):
-        table[timestamp] = _lenient(decode.timestamp, lambda _: 8)  # type: ignore[assignment]
-        table[string] = _lenient(decode.short_str, lambda value: 1 + value[0])  # type: ignore[assignment]
-        table[fields] = _lenient(  # type: ignore[assignment]
-            decode.field_table, lambda value: 4 + int.from_bytes(value[:4], "big")
-        )
+    readers: dict[str, Any] = decode.METHODS
+    readers["timestamp"] = _lenient(decode.timestamp, lambda _: 8)
+    readers["shortstr"] = _lenient(decode.short_str, lambda value: 1 + value[0])
+    readers["table"] = _lenient(decode.field_table, lambda value: 4 + int.from_bytes(value[:4], "big"))
 
 
 _accept_unreadable_properties()
