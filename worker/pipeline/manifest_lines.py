@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -13,6 +14,7 @@ Split = Literal["train", "dev", "test"]
 LONGEST_LINE: Final = 1 << 20
 """Bytes."""
 _SPLITS: Final[dict[str, Split]] = {"train": "train", "dev": "dev", "test": "test"}
+_NO_LETTER: Final = re.compile("[\0\ud800-\udfff\ufffd]")
 _LATEST_S: Final = 1e6
 """No recording is longer than eleven days."""
 
@@ -80,12 +82,14 @@ async def _as_utf8(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield head
 
 
-def understood(line: bytes) -> ManifestLine:
-    """One line as what it says.
+def understood(line: bytes | None) -> ManifestLine:
+    """One line, as `lines_of` gives it, as what it says.
 
     Raises:
         LineError: why it cannot be used.
     """
+    if line is None:
+        raise _bad("it is longer than 1 MB")
     fields = _object(line)
     audio_filepath = fields.get("audio_filepath")
     if not isinstance(audio_filepath, str) or not audio_filepath.strip():
@@ -97,9 +101,8 @@ def understood(line: bytes) -> ManifestLine:
     speaker = fields.get("speaker")
     if speaker is not None and not isinstance(speaker, str | int):
         raise _bad("speaker is no text")
-    for spoken in (text, audio_filepath, str(speaker or "")):
-        if any("\ud800" <= letter <= "\udfff" or letter in "\0\ufffd" for letter in spoken):
-            raise _bad("it holds letters that do not exist")
+    if _NO_LETTER.search(f"{text}{audio_filepath}{speaker or ''}"):
+        raise _bad("it holds letters that do not exist")
     marked = fields.get("split")
     if marked is not None and not (isinstance(marked, str) and marked in _SPLITS):
         raise _bad(f"split is train, dev or test, not {str(marked)[:40]!r}")
