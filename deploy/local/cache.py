@@ -37,6 +37,8 @@ def locked(name: str) -> Iterator[None]:
     folder = cache_root()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("w") as handle:
+        # Programs started with close_fds=False hold the lock too: what outlives a killed set-up is still at work.
+        os.set_inheritable(handle.fileno(), True)  # noqa: FBT003 - the function has no keyword
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

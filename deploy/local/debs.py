@@ -51,12 +51,10 @@ def _apt(state: Path, program: str, *arguments: str, cwd: Path | None = None) ->
 
 def _update(state: Path) -> None:
     try:
-        _apt(state, "apt-get", "-qq", "update")
+        _apt(state, "apt-get", "-qq", "update", "-o", "APT::Update::Error-Mode=any")
     except MissingPieceError as error:
         # One broken third-party source fails the update; the download below decides whether it mattered.
-        print(
-            f"  note: apt could not read every package source: {str(error).splitlines()[1][:120]}", flush=True
-        )
+        print(f"  note: apt could not read every package source: {str(error).splitlines()[1][:120]}", flush=True)
 
 
 def download(state: Path, packages: list[str], into: Path) -> list[Path]:
@@ -80,8 +78,8 @@ def _with_erlang(state: Path) -> list[str]:
         said = _apt(state, "apt-cache", "depends", "--recurse", *switches, RABBITMQ)
     except MissingPieceError as error:
         raise MissingPieceError(
-            f"apt knows no package {RABBITMQ}. What to do: enable the section main (Ubuntu: universe) "
-            "in /etc/apt, or name your own broker and database in WORKER_AMQP_URL and WORKER_DATABASE_URL."
+            f"apt finds no package {RABBITMQ}. What to do: check the network (http_proxy); enable the section main "
+            "(Ubuntu: universe) in /etc/apt; or name your own services in WORKER_AMQP_URL and WORKER_DATABASE_URL."
         ) from error
     return sorted({line for line in said.splitlines() if re.match(r"(erlang-|rabbitmq-server$)", line)})
 
@@ -132,7 +130,5 @@ def install_pip_wheel() -> Path:
         folder = made_whole(final, make)
     wheels = sorted(folder.rglob("pip-*.whl"))
     if not wheels:
-        raise MissingPieceError(
-            "python3-pip-whl held no pip wheel. What to do: install python3-venv as root."
-        )
+        raise MissingPieceError("python3-pip-whl held no pip wheel. What to do: install python3-venv as root.")
     return wheels[-1]

@@ -88,9 +88,7 @@ def announce(pieces: list[Piece]) -> None:
     missing = [piece for piece in pieces if not piece.present]
     say(f"set-up: kept in {cache_root()}")
     for piece in pieces:
-        cost = (
-            "there already" if piece.present else f"download {piece.download_mb} MB, disk {piece.disk_mb} MB"
-        )
+        cost = "there already" if piece.present else f"download {piece.download_mb} MB, disk {piece.disk_mb} MB"
         say(f"  {piece.name}: {cost}")
     if missing:
         download, disk = sum(p.download_mb for p in missing), sum(p.disk_mb for p in missing)

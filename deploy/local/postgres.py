@@ -92,9 +92,7 @@ class Postgres:
             self._initdb(prefix, uid, programs, home)
         chosen = self.settings | {"port": str(self.port)}
         options = [word for name, value in chosen.items() for word in ("-c", f"{name}={value}")]
-        self.server.start(
-            [*prefix, programs / "postgres", "-D", data, *options], self._environment(), uid=uid
-        )
+        self.server.start([*prefix, programs / "postgres", "-D", data, *options], self._environment(), uid=uid)
         wait_until(self._logs_in, timeout_s=BOOT_S, what="a login", program=self.server)
 
     def stop(self) -> None:
@@ -165,9 +163,7 @@ class Postgres:
         password.unlink()
         if done.returncode:
             shutil.rmtree(data, ignore_errors=True)
-            raise LocalServiceError(
-                f"initdb failed ({self.road}): {done.stderr.strip() or done.stdout.strip()}"
-            )
+            raise LocalServiceError(f"initdb failed ({self.road}): {done.stderr.strip() or done.stdout.strip()}")
 
     def _environment(self) -> dict[str, str]:
         return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C", "LC_ALL": "C", "TZ": "UTC"}
@@ -195,9 +191,7 @@ def _installation(programs: Path) -> Path:
 def _open_folder() -> Path:
     """A folder for temporary things whose parents another uid may walk through."""
     places = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp works inside
-    return next(
-        place for place in places if all(step.stat().st_mode & 0o001 for step in (place, *place.parents))
-    )
+    return next(place for place in places if all(step.stat().st_mode & 0o001 for step in (place, *place.parents)))
 
 
 def _can_map_user() -> bool:
@@ -209,9 +203,7 @@ def _can_map_user() -> bool:
 
 def _locale(programs: Path) -> list[str]:
     """Letters of every language compare and fold as letters; the same on every machine."""
-    said = subprocess.run(
-        [str(programs / "postgres"), "--version"], capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([str(programs / "postgres"), "--version"], capture_output=True, text=True, check=True)
     major = int(said.stdout.split()[2].split(".")[0])
     if major >= BUILTIN_LOCALES_SINCE:
         return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]

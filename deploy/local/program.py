@@ -39,9 +39,7 @@ class Program:
         self._stop_signal = stop_signal
         self._leash: subprocess.Popen[bytes] | None = None
 
-    def start(
-        self, command: Sequence[str | Path], environment: Mapping[str, str], *, uid: int | None = None
-    ) -> None:
+    def start(self, command: Sequence[str | Path], environment: Mapping[str, str], *, uid: int | None = None) -> None:
         """Start it; returns as soon as the process exists.
 
         Raises:
@@ -131,9 +129,7 @@ def wait_until(claim: Callable[[], bool], *, timeout_s: float, what: str, progra
         ended = not program.running
         if ended or time.monotonic() > deadline:
             how = "ended" if ended else f"did not within {timeout_s:.0f} s"
-            raise LocalServiceError(
-                f"{program.name} {how}: {what}. Last lines of {program.log}:\n{program.log_tail()}"
-            )
+            raise LocalServiceError(f"{program.name} {how}: {what}. Last lines of {program.log}:\n{program.log_tail()}")
         time.sleep(POLL_S)
 
 

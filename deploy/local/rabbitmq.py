@@ -114,9 +114,7 @@ class RabbitMQ:
         A kill -9 before that leaves a single node's new queue without a leader for good: calls on it hang
         (rabbitmq-server#10070). Mend: `rabbitmqctl eval 'ra:trigger_election({NAME, node()}).'`.
         """
-        wait_until(
-            self._queues_on_disk, timeout_s=BOOT_S, what="its quorum queues on disk", program=self.node
-        )
+        wait_until(self._queues_on_disk, timeout_s=BOOT_S, what="its quorum queues on disk", program=self.node)
 
     def _queues_on_disk(self) -> bool:
         for registry in (self.folder / "data").rglob("names.dets"):
@@ -151,9 +149,7 @@ class RabbitMQ:
     def _only(self, pattern: str) -> Path:
         found = sorted(self.program.glob(pattern))
         if not found:
-            raise LocalServiceError(
-                f"{self.program} holds no {pattern}: remove that folder and set up again."
-            )
+            raise LocalServiceError(f"{self.program} holds no {pattern}: remove that folder and set up again.")
         return found[-1]
 
     def _kept_secret(self, name: str, mode: int) -> str:

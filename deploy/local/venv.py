@@ -53,9 +53,7 @@ class Venv:
             except KeyError:
                 raise MissingPieceError(f"pyproject.toml has no extra named {extra!r}.") from None
         if not os.environ.get("WORKER_DATABASE_URL"):
-            wanted += [
-                line for line in project["optional-dependencies"]["dev"] if line.startswith("embedded-")
-            ]
+            wanted += [line for line in project["optional-dependencies"]["dev"] if line.startswith("embedded-")]
         requirements = tuple(sorted(set(wanted)))
         constraints = root / "deploy/local/constraints.txt"
         name = digest(
@@ -178,7 +176,8 @@ class Venv:
         ]
 
     def _pip_quietly(self, *arguments: str) -> bool:
-        return subprocess.run(self._pip_command(*arguments), capture_output=True, check=False).returncode == 0
+        command = self._pip_command(*arguments)
+        return subprocess.run(command, capture_output=True, check=False, close_fds=False).returncode == 0
 
     def _pip(self, *arguments: str) -> None:
         """Run pip, showing what it downloads.
@@ -188,7 +187,11 @@ class Venv:
         """
         heard: list[str] = []
         with subprocess.Popen(
-            self._pip_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self._pip_command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            close_fds=False,  # see `locked`
         ) as pip:
             assert pip.stdout is not None
             for line in pip.stdout:
