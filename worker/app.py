@@ -19,6 +19,7 @@ from worker.domain.outcome import Succeeded
 from worker.errors import DatabaseAway, WorkerError
 from worker.health import HealthServer
 from worker.intake.consumer import Intake
+from worker.intake.dead_letters import count as count_dead_letters
 from worker.intake.topology import declare
 from worker.launchers.interface import Launcher
 from worker.launchers.local import LocalLauncher, LocalOptions
@@ -32,7 +33,7 @@ from worker.pipeline.runner import Runner, Story, train_and_publish
 from worker.services.dispatcher import Dispatcher
 from worker.services.relay import Relay
 from worker.services.rescuer import Rescuer
-from worker.services.watchers import watch_backlog, watch_loop
+from worker.services.watchers import devices_held, watch_backlog, watch_dead_letters, watch_host, watch_loop
 from worker.settings import Settings
 from worker.storage import Storage, StorageOptions, open_storage
 from worker.store.data import DataStore
@@ -41,9 +42,11 @@ from worker.store.migrations import check_schema
 from worker.store.models import ModelStore
 from worker.store.outbox import OutboxStore
 from worker.store.runs import Limits, RunStore
+from worker.store.watching import WatchStore
 from worker.store.workers import WorkerStore
 
 _WATCH_S: Final = 5.0
+_WATCH_DEAD_LETTERS_S: Final = 30.0
 _log = structlog.get_logger(__name__)
 
 
@@ -191,12 +194,37 @@ class App:
             ("relay", self._relay.run(self._stop_relay)),
             ("intake", self._intake.run(self._stop)),
             ("drain", self._drain_when_asked()),
-            (
-                "backlog",
-                watch_backlog(self._runs, self._outbox, self.metrics, every_s=_WATCH_S, clock=self._clock),
-            ),
+            ("backlog", self._watch_backlog()),
+            ("dead letters", self._watch_dead_letters()),
+            ("host", self._watch_host()),
             ("loop", watch_loop(self.metrics)),
         ]
+
+    async def _watch_backlog(self) -> None:
+        await watch_backlog(
+            WatchStore(self._database),
+            self._outbox,
+            self.metrics,
+            every_s=_WATCH_S,
+            alive_s=self._settings.lease_s,
+            clock=self._clock,
+        )
+
+    async def _watch_dead_letters(self) -> None:
+        amqp_url = self._settings.amqp_url.get_secret_value()
+        await watch_dead_letters(
+            lambda: count_dead_letters(amqp_url), self.metrics, every_s=_WATCH_DEAD_LETTERS_S, clock=self._clock
+        )
+
+    async def _watch_host(self) -> None:
+        names = self._settings.device_list()
+        await watch_host(
+            self._settings.scratch,
+            lambda: devices_held(self._settings.device_locks, names),
+            self.metrics,
+            every_s=_WATCH_S,
+            clock=self._clock,
+        )
 
     async def _guarded(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """A service that fails takes the worker down in order: everything is handed over, the exit code says so."""

@@ -55,6 +55,7 @@ class Attempt:
         self.percent = 0.0
         self.eta_s: float | None = None
         self.progress_at = monotonic()
+        self._audio_s: float | None = None
         self.staged = False
         """True once everything to publish lies in storage: from here finishing is quicker than handing over."""
         self.settling = False
@@ -118,7 +119,7 @@ class Attempt:
 
     def enter(self, phase: Phase) -> None:
         """Another phase begins."""
-        self.phase, self.percent, self.eta_s = phase, 0.0, None
+        self.phase, self.percent, self.eta_s, self._audio_s = phase, 0.0, None, None
         self.sign_of_progress()
 
     def sign_of_progress(self) -> None:
@@ -131,6 +132,11 @@ class Attempt:
         self.percent = min(100.0, max(0.0, percent))
         self.eta_s = eta_s
         self.sign_of_progress()
+
+    def audio_since(self, audio_s: float) -> float:
+        """Seconds of audio worked through since the last call in this phase; the first says where it begins."""
+        before, self._audio_s = self._audio_s, audio_s
+        return 0.0 if before is None else max(0.0, audio_s - before)
 
     def note_figure(self, name: str, value: float, steps_done: int | None) -> None:
         """A point of a curve; of long curves every second point is kept."""

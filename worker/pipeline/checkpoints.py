@@ -41,6 +41,7 @@ async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event:
         parts.clock,
         what="register checkpoint",
     )
+    parts.metrics.checkpoints.inc()
     _log.info("checkpoint registered", steps_done=event.steps_done, bytes=event.bytes)
     await _prune(attempt, parts)
 

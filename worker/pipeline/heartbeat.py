@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 
+from schemas.status import Phase
 from worker.clock import Clock
 from worker.domain.run import Fence
 from worker.errors import DatabaseAway
@@ -52,6 +53,7 @@ class Heartbeat:
         self._metrics = metrics
         self._attempts: dict[Fence, Attempt] = {}
         self._answered_at = clock.monotonic()
+        metrics.renewal_age_s.set_function(lambda: clock.monotonic() - self._answered_at)
         self.drain_requested = asyncio.Event()
 
     @property
@@ -71,7 +73,6 @@ class Heartbeat:
         """Renew until cancelled. While the database is away, try every second."""
         while True:
             answered = await self.beat()
-            self._metrics.renewal_age_s.set(self._clock.monotonic() - self._answered_at)
             await self._clock.sleep(self._renew_s if answered else min(_RETRY_S, self._renew_s))
 
     async def beat(self) -> bool:
@@ -89,9 +90,11 @@ class Heartbeat:
             self._metrics.database_up.set(0)
             _log.warning("leases not renewed", error=str(error), held=len(held))
             return False
+        late = self._clock.monotonic() - self._answered_at > self._pause_s
         self._answered_at = self._clock.monotonic()
         self._metrics.database_up.set(1)
-        self._metrics.renewals.labels("answered").inc()
+        self._metrics.renewals.labels("late" if late else "answered").inc()
+        self._metrics.renewal_s.observe(self._answered_at - sent_at)
         if drain:
             self.drain_requested.set()
         for attempt in held:
@@ -125,8 +128,15 @@ class ProgressWriter:
             await self._clock.sleep(self._every_s)
             now = self._clock.monotonic()
             attempts = self._heartbeat.attempts
-            self._metrics.stale_s.set(max((now - attempt.progress_at for attempt in attempts), default=0.0))
+            self._show(attempts, now)
             notes = [note for attempt in attempts if (note := attempt.unwritten_progress()) is not None]
             if notes:
                 with contextlib.suppress(DatabaseAway):
                     await self._runs.record_progress(notes)
+
+    def _show(self, attempts: list[Attempt], now: float) -> None:
+        self._metrics.stale_s.set(max((now - attempt.progress_at for attempt in attempts), default=0.0))
+        self._metrics.longest_eta_s.set(max((attempt.eta_s or 0.0 for attempt in attempts), default=0.0))
+        for phase in Phase:
+            percents = [attempt.percent for attempt in attempts if attempt.phase is phase]
+            self._metrics.progress.labels(phase.value).set(sum(percents) / len(percents) / 100 if percents else 0)

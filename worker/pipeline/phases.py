@@ -64,11 +64,10 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         ) from error
     items = parts.data.of_model(run.custom_model_id)
     folder = attempt.folder / "load"
-    manifest = await build_manifest(items, parts.storage, folder, ManifestLimits())
+    manifest = await build_manifest(items, parts.storage, folder, ManifestLimits(), attempt.sign_of_progress)
     prefix = f"runs/{run.id}/{run.attempt}/load"
     await parts.storage.put_file(manifest.path, f"{prefix}/manifest.jsonl")
-    verdicts = "".join(verdict.model_dump_json() + "\n" for verdict in manifest.verdicts)
-    await parts.storage.put_bytes(f"{prefix}/verdicts.jsonl", verdicts.encode())
+    await parts.storage.put_file(manifest.verdicts_path, f"{prefix}/verdicts.jsonl")
     inputs = RunInputs(
         manifest=f"{prefix}/manifest.jsonl",
         manifest_sha256=manifest.sha256,
@@ -105,8 +104,7 @@ async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared
         parts.clock,
         what="write data report",
     )
-    for reason, count in report.counts.items():
-        parts.metrics.rejected_files.labels(reason).inc(count)
+    parts.metrics.data_prepared(report.summary()["files"], report.counts, report.usable_s)
     check_floor(report, parts.minimum_audio_s)
     return Prepared(dataset, report)
 
@@ -128,9 +126,7 @@ async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Pre
         inputs.base_version,
         str(inputs.seed),
     )
-    trained = await run_step(attempt, parts, Step.TRAIN, inputs, addresses, key)
-    parts.metrics.audio_s.inc(float(trained.figures.get("audio_s", 0)))
-    return trained
+    return await run_step(attempt, parts, Step.TRAIN, inputs, addresses, key)
 
 
 async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared, trained: Made) -> Made:
@@ -144,8 +140,8 @@ async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: 
         addresses["general"] = str(await parts.storage.materialize(inputs.general_set))
     key = content_key(Step.EVALUATE, inputs, str(attempt.run.id), trained.sha256, prepared.dataset.sha256)
     evaluated = await run_step(attempt, parts, Step.EVALUATE, inputs, addresses, key)
-    for model in ("base", "custom"):
-        parts.metrics.wer.labels(model).observe(float(evaluated.figures[f"wer_{model}"]))
+    figures = measured(evaluated.figures)
+    parts.metrics.evaluated(figures.wer_base, figures.wer_custom)
     return evaluated
 
 

@@ -23,6 +23,13 @@ from worker.pipeline.patience import until_answered
 from worker.pipeline.steps import Stopped
 from worker.store.runs import Settled
 
+_OUTCOMES: Final = {
+    Succeeded: "succeeded",
+    Failed: "failed",
+    HandedOver: "handed_over",
+    Cancelled: "cancelled",
+    Lost: "lost",
+}
 Story = Callable[[Attempt, Parts], Coroutine[Any, Any, Succeeded]]
 _log = structlog.get_logger(__name__)
 
@@ -197,6 +204,7 @@ class Runner:
     def _tell(self, attempt: Attempt, outcome: Outcome, settled: Settled | None) -> None:
         metrics = self._parts.metrics
         seconds = self._parts.clock.monotonic() - attempt.started_at
+        metrics.attempts.labels(_OUTCOMES[type(outcome)] if settled is not None else "lost").inc()
         if settled is None:
             metrics.lost_runs.inc()
             _log.warning("run lost: another attempt or a cancel owns it", outcome=type(outcome).__name__)
@@ -204,6 +212,9 @@ class Runner:
         metrics.transitions.labels(settled.status.name.lower()).inc()
         metrics.run_s.labels(settled.status.name.lower()).observe(seconds)
         facts: dict[str, object] = {"to": settled.status.name, "seconds": round(seconds, 2)}
+        # The only other way to fail is to be handed over too often.
+        why = outcome.failure_class if isinstance(outcome, Failed) else FailureClass.LOST_WORKER
+        metrics.run_ended(settled.status, why)
         if isinstance(outcome, Failed):
             metrics.failures.labels(outcome.failure_class.value).inc()
             facts |= {

@@ -137,6 +137,8 @@ async def _watch(attempt: Attempt, parts: Parts, spec: StepSpec, handle: Handle)
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
     parts.metrics.dropped_events.inc(ended.dropped_events)
+    parts.metrics.paused_s.inc(ended.paused_s)
+    parts.metrics.trainer_cpu_s.inc(ended.cpu_s)
     if stalled:
         raise StepFailed(
             FailureClass.STALLED,
@@ -151,6 +153,8 @@ async def _follow(attempt: Attempt, parts: Parts, spec: StepSpec, event: events.
     match event:
         case events.Progress():
             attempt.advance(event.percent, event.eta_s)
+            if spec.step is Step.TRAIN and event.audio_s is not None:
+                parts.metrics.audio_s.inc(attempt.audio_since(event.audio_s))
         case events.Metric():
             attempt.note_figure(event.name, event.value, event.steps_done)
         case events.Checkpoint():

@@ -5,6 +5,7 @@ from typing import Final
 
 import structlog
 
+from schemas.failures import FailureClass
 from worker.clock import Clock
 from worker.errors import DatabaseAway, DatabaseRefused
 from worker.metrics import Metrics
@@ -85,6 +86,8 @@ class Rescuer:
             if end is not None:
                 self._metrics.rescued.inc()
                 self._metrics.transitions.labels(end.status.name.lower()).inc()
+                self._metrics.failures.labels(move.fields["failure_class"]).inc()
+                self._metrics.run_ended(end.status, FailureClass(move.fields["failure_class"]))
                 _log.warning(
                     "rescued",
                     run=str(move.fence.run_id),
