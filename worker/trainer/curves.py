@@ -1,0 +1,110 @@
+"""The curves of a training: loss by step, loss on the development split by epoch, and the best weights by it."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.trainer import checkpoint
+from worker.trainer.dataset import Dataset
+from worker.trainer.objective import Targets, scores
+from worker.trainer.plan import Plan
+from worker.trainer.states import EncoderStates
+from worker.trainer.step import StepRun
+from worker.trainer.whisper import WINDOW_S, Whisper
+
+DEV_UTTERANCES: Final = 256
+"""At most so many of the development split are looked at after every epoch."""
+FEWEST_DEV_UTTERANCES: Final = 16
+"""With fewer their loss is noise: the last weights are taken."""
+_PRINT_EVERY: Final = 10
+
+
+class Curves:
+    """Watches a training, and picks its weights by the development split when there is one."""
+
+    def __init__(
+        self, run: StepRun, model: Whisper, dataset: Dataset, language: str | None, precision: torch.dtype
+    ) -> None:
+        self._run, self._model, self._precision = run, model, precision
+        dev = dataset.of("dev")[:DEV_UTTERANCES]
+        self._dev = dev if len(dev) >= FEWEST_DEV_UTTERANCES else []
+        self._seconds = [0.0]
+        for one in dataset.of("train"):
+            self._seconds.append(self._seconds[-1] + one.seconds)
+        self._points: list[dict[str, float]] = []
+        self._best_loss, self._best_step = float("inf"), 0
+        self._best: dict[str, Tensor] = {}
+        self._began, self._first = time.monotonic(), 0
+        if self._dev:
+            plan = Plan(tuple(one.seconds for one in self._dev), 16, 1, 0, 0.0)
+            self._groups = plan.groups
+            self._targets = Targets(model, [one.text for one in self._dev], language)
+            self._states = EncoderStates(
+                model, dataset, self._dev, plan.groups, padding_s=WINDOW_S, precision=precision,
+                file=run.output / ".dev_states",
+            )
+
+    def took_step(self, done: int, plan: Plan, loss: float, trained: dict[str, Tensor]) -> None:
+        """Note a step; at the end of an epoch look at the development split."""
+        if not self._points:
+            self._began, self._first = time.monotonic(), done
+        self._points.append({"step": done, "loss": round(loss, 5)})
+        self._run.metric("loss", loss, done)
+        pace = (time.monotonic() - self._began) / max(1, done - self._first)
+        left = pace * (plan.steps - done) if done > self._first else None
+        audio = self._seconds[-1] * done / plan.steps_an_epoch
+        self._run.progress(
+            100 * done / plan.steps, steps_done=done, steps=plan.steps, epoch=round(done / plan.steps_an_epoch, 3),
+            eta_s=left, audio_s=round(audio, 1), note="training",
+        )  # fmt: skip
+        if done % _PRINT_EVERY == 0 or done == plan.steps:
+            print(f"step {done} of {plan.steps}, loss {loss:.4f}", flush=True)  # noqa: T201 - the run's log
+        if self._dev and done % plan.steps_an_epoch == 0:
+            dev = self._dev_loss()
+            self._points[-1]["dev_loss"] = round(dev, 5)
+            self._run.metric("dev_loss", dev, done)
+            if dev < self._best_loss:
+                self._best_loss, self._best_step, self._best = dev, done, checkpoint.copied(trained)
+
+    @torch.no_grad()
+    def _dev_loss(self) -> float:
+        device, decoder = self._model.filters.device, self._model.decoder.eval()
+        total, count = 0.0, 0
+        for group, indices in enumerate(self._groups):
+            inputs, wanted = self._targets.batch(indices, device)
+            asked = wanted >= 0
+            with torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32):
+                found = scores(decoder, inputs, self._states.of([group]).float(), asked, self._targets.projection)
+            total += float(functional.cross_entropy(found, wanted[asked], reduction="sum"))
+            count += int(asked.sum())
+        return total / count
+
+    def best_or(self, last: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that the development split liked best, else the last ones."""
+        return self._best or last
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        best = {"best_loss": self._best_loss, "best_step": self._best_step, "best": self._best}
+        return {"points": self._points, **best}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self._points = state["points"]
+        self._best_loss, self._best_step, self._best = state["best_loss"], state["best_step"], state["best"]
+        self._began, self._first = time.monotonic(), int(self._points[-1]["step"]) if self._points else 0
+
+    def figures(self) -> dict[str, Any]:
+        """What the step's result says of them."""
+        chosen = {"dev_loss": round(self._best_loss, 5), "chosen_step": self._best_step} if self._best else {}
+        return {"loss_first": self._points[0]["loss"], "loss_last": self._points[-1]["loss"], **chosen}
+
+    def write(self, path: Path) -> None:
+        """One JSON object a step."""
+        path.write_text("".join(json.dumps(point) + "\n" for point in self._points), encoding="utf-8")
+        (self._run.output / ".dev_states").unlink(missing_ok=True)

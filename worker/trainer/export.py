@@ -1,0 +1,99 @@
+"""Step `export`: the custom model in the two shapes people use, each tried before it may be published."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from worker.trainer.build import build_facts, peak_memory_bytes
+from worker.trainer.dataset import Dataset, Utterance
+from worker.trainer.failures import StepFailureError
+from worker.trainer.model_card import model_card
+from worker.trainer.step import StepRun, files_below
+from worker.trainer.whisper import WEIGHTS, WINDOW_S, processor
+
+MODEL: Final = "model"
+CONVERTED: Final = "ctranslate2"
+_NOT_COPIED: Final = (".safetensors", ".bin", ".h5", ".msgpack", ".md", ".index.json")
+
+
+def run(run: StepRun) -> None:
+    """Lay out the model for transformers, convert it for faster-whisper, load both, write the model card."""
+    folder = run.output / MODEL
+    shutil.rmtree(folder, ignore_errors=True)
+    _lay_out(run.input("base"), run.input("custom") / WEIGHTS, folder)
+    run.progress(20, note="converting")
+    run.stop.check()
+    converted = run.output / CONVERTED
+    _convert(folder, converted)
+    run.progress(60, note="trying both models")
+    run.stop.check()
+    dataset = Dataset(run.input("dataset"))
+    one = min(dataset.of("test") or dataset.utterances, key=lambda utterance: utterance.samples)
+    smoke = {"transformers": _with_transformers(folder, dataset, one), "ctranslate2": _with_ctranslate2(run, dataset, one)}
+    (folder / "README.md").write_text(model_card(run, build_facts(processor()), smoke), encoding="utf-8")
+    figures = {"smoke": smoke, "smoke_text": one.text, "peak_memory_bytes": peak_memory_bytes()}
+    run.result(figures, [*files_below(folder, run.output), *files_below(converted, run.output)])
+
+
+def _lay_out(base: Path, weights: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for path in sorted(base.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_NOT_COPIED):
+            shutil.copyfile(path, folder / path.name)
+    try:
+        os.link(weights, folder / WEIGHTS)
+    except OSError:  # another file system
+        shutil.copyfile(weights, folder / WEIGHTS)
+
+
+def _convert(folder: Path, converted: Path) -> None:
+    from ctranslate2.converters import TransformersConverter  # noqa: PLC0415 - heavy, and only here
+
+    beside = [name for name in ("tokenizer.json", "preprocessor_config.json") if (folder / name).is_file()]
+    converter = TransformersConverter(str(folder), copy_files=beside, load_as_float16=True)
+    converter.convert(str(converted), quantization="float16", force=True)
+
+
+def _with_transformers(folder: Path, dataset: Dataset, one: Utterance) -> str:
+    """Transcribe with nothing but transformers, as a customer would."""
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer  # noqa: PLC0415
+
+    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    extractor: Any = WhisperFeatureExtractor.from_pretrained(folder)
+    tokenizer: Any = WhisperTokenizer.from_pretrained(folder)
+    sound = dataset.sound([one], one.seconds)[0].numpy()
+    features = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.inference_mode():
+        tokens = model.generate(features, max_new_tokens=128)
+    return _spoken("transformers", tokenizer.batch_decode(tokens, skip_special_tokens=True)[0])
+
+
+def _with_ctranslate2(run: StepRun, dataset: Dataset, one: Utterance) -> str:
+    """Transcribe with the converted model, the way faster-whisper does."""
+    import ctranslate2  # noqa: PLC0415 - heavy, and only here
+
+    from worker.trainer.whisper import Whisper  # noqa: PLC0415 - after transformers' own try
+
+    ours = Whisper(run.output / MODEL)
+    model = ctranslate2.models.Whisper(str(run.output / CONVERTED), device="cpu", compute_type="float32")
+    features = np.ascontiguousarray(ours.features(dataset.sound([one], WINDOW_S)).numpy())
+    prompt = ours.prompt(run.spec.context.get("language"))
+    found = model.generate(ctranslate2.StorageView.from_array(features), [prompt], beam_size=1)
+    return _spoken("ctranslate2", ours.text(list(found[0].sequences_ids[0])))
+
+
+def _spoken(name: str, text: str) -> str:
+    if not text.strip():
+        from schemas.failures import FailureClass  # noqa: PLC0415 - only on this road
+
+        raise StepFailureError(
+            FailureClass.BUG,
+            "export_unusable",
+            "The trained model could not be brought into a usable form.",
+            f"the model exported for {name} writes nothing",
+        )
+    return text.strip()

@@ -1,0 +1,84 @@
+"""The frozen encoder's states, computed once for every utterance and kept in half precision on disk."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.trainer.audio import SAMPLE_RATE
+from worker.trainer.dataset import Dataset, Utterance
+from worker.trainer.whisper import FRAME, Whisper, window_s
+
+TAIL_S: Final = 1.0
+"""Seconds of silence whose states are kept after an utterance: where the decoder sees that it is over."""
+KEPT_BYTES_LIMIT: Final = 16 * 2**30
+"""Larger data are encoded anew in every epoch instead of filling the disk."""
+_FRAMES_A_SECOND: Final = SAMPLE_RATE // FRAME
+
+
+class EncoderStates:
+    """Encoder states of groups of utterances: computed when first asked for."""
+
+    def __init__(  # noqa: PLR0913 - what it works on, and how
+        self,
+        model: Whisper,
+        dataset: Dataset,
+        utterances: Sequence[Utterance],
+        groups: Sequence[Sequence[int]],
+        *,
+        padding_s: float,
+        precision: torch.dtype,
+        file: Path,
+    ) -> None:
+        self._model, self._dataset = model, dataset
+        self._groups = [[utterances[index] for index in group] for group in groups]
+        self._padding_s, self._precision = padding_s, precision
+        self._frames = [_frames(max(one.seconds for one in group)) for group in self._groups]
+        sizes = [len(group) * frames for group, frames in zip(self._groups, self._frames, strict=True)]
+        self._starts = [0, *np.cumsum(sizes).tolist()]
+        self._done = [False] * len(groups)
+        width = model.config.d_model
+        self._kept: Tensor | None = None
+        if 2 * width * self._starts[-1] <= KEPT_BYTES_LIMIT:
+            file.unlink(missing_ok=True)
+            kept = np.memmap(file, np.int16, "w+", shape=(self._starts[-1], width))
+            self._kept = torch.from_numpy(kept).view(torch.bfloat16)
+
+    def of(self, groups: Sequence[int]) -> Tensor:
+        """States [utterances, frames, width] of these groups; shorter groups end in repeated silence."""
+        parts = [self._group(group) for group in groups]
+        frames = max(part.shape[1] for part in parts)
+        return torch.cat([_lengthened(part, frames) for part in parts])
+
+    def _group(self, group: int) -> Tensor:
+        rows, frames = len(self._groups[group]), self._frames[group]
+        device = self._model.filters.device
+        if self._kept is None:
+            return self._encode(group)
+        place = self._kept[self._starts[group] : self._starts[group + 1]].view(rows, frames, -1)
+        if not self._done[group]:
+            place.copy_(self._encode(group))
+            self._done[group] = True
+        return place.to(device, non_blocking=True)
+
+    @torch.no_grad()
+    def _encode(self, group: int) -> Tensor:
+        utterances, frames = self._groups[group], self._frames[group]
+        window = window_s(max(one.seconds for one in utterances), self._padding_s)
+        device = self._model.filters.device
+        features = self._model.features(self._dataset.sound(utterances, window).to(device))
+        with torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32):
+            return self._model.encode(features)[:, :frames].to(torch.bfloat16)
+
+
+def _frames(seconds: float) -> int:
+    return min(math.ceil((seconds + TAIL_S) * _FRAMES_A_SECOND), 30 * _FRAMES_A_SECOND)
+
+
+def _lengthened(states: Tensor, frames: int) -> Tensor:
+    missing = frames - states.shape[1]
+    return torch.cat([states, states[:, -1:].expand(-1, missing, -1)], dim=1) if missing else states

@@ -1,0 +1,151 @@
+"""Step `train`: the decoder learns the customer's words from the states of an encoder that stays as it is."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from worker.trainer import checkpoint
+from worker.trainer.build import build_facts, peak_memory_bytes
+from worker.trainer.curves import Curves
+from worker.trainer.dataset import Dataset
+from worker.trainer.failures import bad_data
+from worker.trainer.objective import Targets, loss, scores
+from worker.trainer.plan import Plan
+from worker.trainer.states import EncoderStates
+from worker.trainer.step import StepRun, write_atomically, write_json
+from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
+
+_SEED_STRIDE: Final = 1_000_003
+
+
+def run(run: StepRun) -> None:
+    """Train from the base, or go on from a checkpoint of this very training; bit-equal either way."""
+    settings, began = run.parameters, time.monotonic()
+    device = processor()
+    precision = half_precision(settings.precision, device)
+    torch.manual_seed(run.spec.seed)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    dataset = Dataset(run.input("dataset"))
+    utterances = dataset.of("train")
+    if not utterances:
+        raise bad_data("no_training_data", "None of the usable recordings is in the training split.")
+
+    model = Whisper(run.input("base")).to(device).eval()
+    teacher = Whisper(run.input("base")).to(device).eval().decoder if settings.distillation else None
+    trained = trained_weights(model, settings.dropout)
+    base = checkpoint.copied(trained)
+    plan = Plan(
+        tuple(one.seconds for one in utterances),
+        settings.batch_size,
+        settings.epochs,
+        run.spec.seed,
+        settings.warmup_fraction,
+    )
+    states = EncoderStates(
+        model,
+        dataset,
+        utterances,
+        plan.groups,
+        padding_s=settings.padding_s,
+        precision=precision,
+        file=run.output / ".states",
+    )
+    language = run.spec.context.get("language")
+    targets = Targets(model, [one.text for one in utterances], language)
+    optimizer = torch.optim.AdamW(
+        trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
+    )
+    curves = Curves(run, model, dataset, language, precision)
+    identity = {
+        "recipe": f"{run.spec.recipe} {run.spec.recipe_version}",
+        "seed": run.spec.seed,
+        "parameters": settings.model_dump(mode="json", exclude={"checkpoint_every_s"}),
+        "dataset": json.loads((run.input("dataset") / "summary.json").read_text(encoding="utf-8"))["key"],
+    }
+    first = 0
+    if state := checkpoint.load(checkpoint.newest(run), identity):
+        first = state["steps_done"]
+        optimizer.load_state_dict(state["optimizer"])
+        curves.load(state["curves"])
+        with torch.no_grad():
+            for name, weight in trained.items():
+                weight.copy_(state["trained"][name])
+    last_checkpoint = time.monotonic()
+
+    for step in range(first, plan.steps):
+        torch.manual_seed(run.spec.seed * _SEED_STRIDE + step)  # dropout: a function of the step, so nothing to save
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * plan.rate(step)
+        groups = plan.batch(step)
+        inputs, wanted = targets.batch([index for group in groups for index in plan.groups[group]], device)
+        asked, heard = wanted >= 0, states.of(groups).float()
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            model.decoder.train()
+            student = scores(model.decoder, inputs, heard, asked, targets.projection)
+            with torch.no_grad():
+                original = scores(teacher, inputs, heard, asked, targets.projection) if teacher else None
+        total, known = loss(student, wanted[asked], original, settings.distillation)
+        total.backward()  # type: ignore[no-untyped-call] # torch
+        torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        done = step + 1
+        curves.took_step(done, plan, float(known.detach()), trained)
+        due = time.monotonic() - last_checkpoint >= settings.checkpoint_every_s
+        if (due and done < plan.steps) or run.stop.requested:
+            state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
+            checkpoint.save(run, done, identity, {**state, "curves": curves.state()})
+            last_checkpoint = time.monotonic()
+            run.stop.check(done)
+
+    for name, weight in curves.best_or(trained).items():
+        base[name].lerp_(weight.cpu(), settings.interpolation)
+    publish_weights(run, base)
+    figures = {
+        "steps": plan.steps,
+        "epochs": settings.epochs,
+        "train_audio_s": round(sum(plan.seconds), 3),
+        "train_utterances": len(utterances),
+        "trained_parameters": sum(weight.numel() for weight in trained.values()),
+        "seconds": round(time.monotonic() - began, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "resumed_from_step": first,
+        "build": build_facts(device),
+        **curves.figures(),
+    }
+    write_json(run.output / "train.json", {**figures, "parameters": settings.model_dump(mode="json")})
+    curves.write(run.output / "curves.jsonl")
+    (run.output / ".states").unlink(missing_ok=True)
+    run.result(figures, [WEIGHTS, "train.json", "curves.jsonl"])
+
+
+def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:
+    """Freeze all but the decoder's layers, which get their dropout, and return what is trained by name."""
+    model.requires_grad_(requires_grad=False)
+    for module in model.decoder.modules():
+        if hasattr(module, "activation_dropout"):
+            module.dropout = dropout
+    return {
+        name: weight.requires_grad_()
+        for name, weight in model.network.named_parameters()
+        if name.startswith(("model.decoder.layers.", "model.decoder.layer_norm."))
+    }
+
+
+def publish_weights(run: StepRun, trained: dict[str, torch.Tensor]) -> None:
+    """Write the whole model's weights, in the base's own types, with the trained ones in their places."""
+    weights = load_file(run.input("base") / WEIGHTS)
+    for name, weight in trained.items():
+        weights[name] = weight.to(weights[name].dtype).contiguous()
+    write_atomically(run.output / WEIGHTS, lambda place: _save(weights, place))
+
+
+def _save(weights: dict[str, torch.Tensor], place: Path) -> None:
+    save_file(weights, place, metadata={"format": "pt"})
+    os.chmod(place, 0o644)  # noqa: PTH101 - safetensors writes 0600, and others read it
