@@ -127,9 +127,7 @@ class Steps:
         launcher = self.launcher(**(options or {}))
         return await launcher.start(self.spec(fake, **parameters), lease_s=lease_s, log=self.log)
 
-    def own(
-        self, fake: str, *, lease_s: float, options: dict[str, Any], **parameters: Any
-    ) -> subprocess.Popen:
+    def own(self, fake: str, *, lease_s: float, options: dict[str, Any], **parameters: Any) -> subprocess.Popen:
         """The same in a process of its own, which feeds its step twice per lease until it is killed."""
         return subprocess.Popen(
             [
@@ -315,9 +313,7 @@ class Conformance:
 
     async def test_unfed_beyond_the_patience_it_is_killed(self, steps: Steps):
         moment_s = steps.place.moment_s
-        handle = await steps.start(
-            "setsid_grandchild", lease_s=moment_s, options={"patience_s": 0.5}, steps=100_000
-        )
+        handle = await steps.start("setsid_grandchild", lease_s=moment_s, options={"patience_s": 0.5}, steps=100_000)
         ended = await handle.wait()
         assert not everybody(steps.run_id)
         assert ended.reason is EndReason.UNFED
@@ -348,9 +344,7 @@ class Conformance:
         await steps.assert_nothing_moves()
 
     async def test_frozen_owner_leaves_its_trainer_paused_and_then_dead(self, steps: Steps):
-        owner = steps.own(
-            "setsid_grandchild", lease_s=steps.place.moment_s, options={"patience_s": 2}, steps=100_000
-        )
+        owner = steps.own("setsid_grandchild", lease_s=steps.place.moment_s, options={"patience_s": 2}, steps=100_000)
         await until(lambda: steps.has("step", 3))
         owner.send_signal(signal.SIGSTOP)
         try:

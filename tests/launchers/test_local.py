@@ -149,9 +149,7 @@ class TestLocal(Conformance):
         assert trainers(steps.run_id, 2)
         await other.kill()
 
-    async def test_a_device_is_never_given_twice_even_after_its_owner_died(
-        self, steps: Steps, tmp_path: Path
-    ):
+    async def test_a_device_is_never_given_twice_even_after_its_owner_died(self, steps: Steps, tmp_path: Path):
         options = {"devices": ["0", "1"], "device_locks": str(tmp_path / "locks")}
         owner = steps.own("stall", lease_s=LONG_S, options=options)
         await until(lambda: steps.has("start"))
@@ -167,9 +165,7 @@ class TestLocal(Conformance):
         assert seen["CUDA_VISIBLE_DEVICES"] == "0"
         await handle.kill()
 
-    async def test_three_hundred_steps_leave_no_descriptor_process_or_folder(
-        self, steps: Steps, tmp_path: Path
-    ):
+    async def test_three_hundred_steps_leave_no_descriptor_process_or_folder(self, steps: Steps, tmp_path: Path):
         launcher = steps.launcher(command=("/bin/true",))
 
         async def one(attempt: int) -> None:

@@ -106,9 +106,7 @@ class Launcher(Protocol):
             LauncherUnavailable: no device is free, or the cluster does not answer.
         """
 
-    async def adopt(
-        self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path
-    ) -> Handle | None:
+    async def adopt(self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path) -> Handle | None:
         """Take over this step of an earlier attempt if it still runs: same process, its events replayed.
 
         Raises:

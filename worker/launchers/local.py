@@ -81,9 +81,7 @@ class LocalLauncher:
         handle.on_end(lambda: self._let_go(handle, scratch))
         return handle
 
-    async def adopt(
-        self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path
-    ) -> LocalHandle | None:
+    async def adopt(self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path) -> LocalHandle | None:
         """Nothing to adopt, ever: a local trainer does not outlive its worker."""
         _ = run_id, attempt, step, lease_s, log
         return None
@@ -104,9 +102,7 @@ class LocalLauncher:
         """End every step that still runs."""
         await asyncio.gather(*(handle.kill() for handle in tuple(self._handles)))
 
-    def _spawn(
-        self, spec: StepSpec, lease_s: float, log: Path, scratch: Path, held: HeldDevice | None
-    ) -> LocalHandle:
+    def _spawn(self, spec: StepSpec, lease_s: float, log: Path, scratch: Path, held: HeldDevice | None) -> LocalHandle:
         wires = Wires.open(spec, log)
         passed = [wires.trainer_events, wires.spec]
         if held is not None:

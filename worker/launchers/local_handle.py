@@ -88,7 +88,7 @@ class Wires:
 class LocalHandle:
     """See ``worker.launchers.interface.Handle``."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+    def __init__(  # noqa: PLR0913 - made in one place
         self,
         spec: StepSpec,
         supervisor: subprocess.Popen[bytes],
@@ -225,9 +225,7 @@ class LocalHandle:
             await asyncio.sleep(0.001)
         if not self._facts:
             run_id, attempt = str(self._spec.run_id), self._spec.attempt
-            await asyncio.to_thread(
-                stop_marked, lambda marked: marked.run_id == run_id and marked.attempt == attempt
-            )
+            await asyncio.to_thread(stop_marked, lambda marked: marked.run_id == run_id and marked.attempt == attempt)
         self._loop.remove_reader(self._wires.events)
         with suppress(BlockingIOError):
             while data := os.read(self._wires.events, _READ_BYTES):

@@ -272,9 +272,7 @@ class Supervisor:
     def _report_end(self) -> None:
         # the kernel's own kill is one that nobody here sent, while its counter moved
         killed = os.WIFSIGNALED(self._status) and os.WTERMSIG(self._status) == signal.SIGKILL
-        oom = self._reason == "memory_limit" or (
-            self._reason == "exited" and killed and oom_kills() > self._oom_kills
-        )
+        oom = self._reason == "memory_limit" or (self._reason == "exited" and killed and oom_kills() > self._oom_kills)
         code = os.waitstatus_to_exitcode(self._status)
         self._tell(
             f"ended reason={self._reason} code={code} oom={oom:d} peak={self._peak_bytes}"

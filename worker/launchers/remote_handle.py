@@ -1,0 +1,210 @@
+"""One step on a cluster seen from the worker: its exchange folder, its right to run, its end."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from schemas.events import Event
+from worker.launchers.cluster import Presence, Sighting
+from worker.launchers.event_stream import EventStream
+from worker.launchers.exchange import OUTPOST_LOG, Exchange, Grant
+from worker.launchers.interface import Ended, EndReason, LauncherUnavailable
+from worker.launchers.log_copy import LogCopy
+
+_log = structlog.get_logger()
+
+_READ_BYTES: Final = 262_144
+SILENT_BEATS: Final = 10
+"""So many beats without a question from a step that its cluster calls gone: it is lost. Also the time that a step
+has to obey a kill before its cluster is asked to do it."""
+_DETAIL_BYTES: Final = 2_000
+
+
+class RemoteHandle:
+    """See ``worker.launchers.interface.Handle``."""
+
+    def __init__(  # noqa: PLR0913 - made in one place
+        self,
+        exchange: Exchange,
+        token: str,
+        *,
+        lease_s: float,
+        log: Path,
+        beat_s: float,
+        glance: Callable[[], Awaitable[Sighting]],
+        cancel: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._exchange = exchange
+        self._token = token
+        self._beat_s = beat_s
+        self._glance = glance
+        self._cancel = cancel
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + lease_s
+        self._stop = False
+        self._kill = False
+        self._asked = 0
+        self._asked_at = self._loop.time()
+        """When the newest question was first seen."""
+        self._told = False
+        """Whether the newest question and the newest decision are answered."""
+        self._offset = 0
+        self._log_copy = LogCopy(exchange.log, log)
+        self._stream = EventStream()
+        self._changed = asyncio.Event()
+        self._ended: asyncio.Future[Ended] = self._loop.create_future()
+        self._at_end: list[Callable[[], None]] = []
+        self._watching = self._loop.create_task(self._watch())
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have this called when the step has ended."""
+        self._at_end.append(call)
+
+    def events(self) -> AsyncIterator[Event]:
+        """See ``Handle.events``."""
+        return self._stream.events()
+
+    def feed(self, remaining_s: float) -> None:
+        """See ``Handle.feed``."""
+        self._deadline = self._loop.time() + remaining_s
+        self._speak()
+
+    async def ask_stop(self) -> None:
+        """See ``Handle.ask_stop``."""
+        self._stop = True
+        self._speak()
+
+    async def kill(self) -> None:
+        """See ``Handle.kill``. While neither folder nor cluster answers, this waits: nobody could know."""
+        self._kill = True
+        self._speak()
+        await asyncio.wait([self._ended], timeout=SILENT_BEATS * self._beat_s)
+        while not self._ended.done():
+            try:
+                await self._cancel()
+                await self._end_lost("cancelled")
+            except LauncherUnavailable:
+                await asyncio.sleep(self._beat_s)
+        await self.wait()
+
+    async def wait(self) -> Ended:
+        """See ``Handle.wait``."""
+        return await asyncio.shield(self._ended)
+
+    def let_go(self) -> None:
+        """Stop looking and granting; the step goes on until its right ends or somebody adopts it."""
+        self._watching.cancel()
+
+    def _speak(self) -> None:
+        self._told = False
+        self._changed.set()
+
+    async def _watch(self) -> None:
+        while not self._ended.done():
+            facts, data = None, b""
+            try:
+                facts, data = await asyncio.to_thread(self._look_and_answer)
+                if facts is None and self._loop.time() - self._asked_at > SILENT_BEATS * self._beat_s:
+                    await self._doubt()
+            except OSError as error:
+                _log.warning("exchange_away", folder=str(self._exchange.folder), error=str(error))
+            self._stream.push(data)
+            if data:
+                continue  # perhaps there is more
+            if facts is not None:
+                await self._end(self._conclude(facts))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._beat_s)
+            self._changed.clear()
+
+    def _look_and_answer(self) -> tuple[dict[str, Any] | None, bytes]:
+        """One look at the folder: the facts of the end if there are any, and new event bytes.
+
+        In a thread, for the file system may be far away.
+        """
+        asked = self._exchange.asked()
+        if asked != self._asked:
+            self._asked, self._asked_at, self._told = asked, self._loop.time(), False
+        if not self._told:
+            self._told = True
+            self._exchange.grant(
+                Grant(
+                    owner=self._token,
+                    ask=asked,
+                    remaining_s=self._deadline - self._loop.time(),
+                    stop=self._stop,
+                    kill=self._kill,
+                )
+            )
+        facts = self._exchange.ended()  # before the events: it is written after them
+        self._log_copy.follow()
+        data = b""
+        if not self._stream.full:
+            with suppress(FileNotFoundError), self._exchange.events.open("rb") as file:
+                data = os.pread(file.fileno(), _READ_BYTES, self._offset)
+        self._offset += len(data)
+        return facts, data
+
+    async def _doubt(self) -> None:
+        """The step has been silent: ask its cluster. Silent and gone is lost; silent and waiting is waiting."""
+        with suppress(LauncherUnavailable):
+            sighting = await self._glance()
+            if sighting.presence is Presence.GONE:
+                await self._end_lost(sighting.word)
+
+    async def _end_lost(self, word: str) -> None:
+        """It ended without leaving facts. What it said until then is kept."""
+        with suppress(OSError):
+            for facts, data in iter(self._look_and_answer, (None, b"")):
+                self._stream.push(data)
+                if facts is not None and not data:
+                    await self._end(self._conclude(facts))  # it did leave them, just now
+                    return
+        if self._kill:
+            reason = EndReason.KILLED
+        elif "OUT_OF_MEMORY" in word:
+            reason = EndReason.MEMORY_LIMIT
+        else:
+            reason = EndReason.SUPERVISOR_LOST
+        await self._end(
+            Ended(
+                reason=reason,
+                exit_code=None,
+                signal=None,
+                out_of_memory=reason is EndReason.MEMORY_LIMIT,
+                max_rss_bytes=0,
+                cpu_s=0.0,
+                paused_s=0.0,
+                last_word=self._stream.last_word,
+                garbage_lines=self._stream.garbage_lines,
+                dropped_events=self._stream.dropped,
+                detail=f"the cluster says: {word}\n{self._outpost_output()}".strip(),
+            )
+        )
+
+    def _conclude(self, facts: dict[str, Any]) -> Ended:
+        dropped = facts["dropped_events"] + self._stream.dropped
+        reason = EndReason(facts["reason"])
+        return Ended(**facts | {"reason": reason, "dropped_events": dropped}, last_word=self._stream.last_word)
+
+    async def _end(self, ended: Ended) -> None:
+        if self._ended.done():
+            return
+        with suppress(OSError):
+            await asyncio.to_thread(self._log_copy.finish)
+        self._stream.close()
+        if not self._ended.done():
+            self._ended.set_result(ended)
+            for call in self._at_end:
+                call()
+
+    def _outpost_output(self) -> str:
+        with suppress(OSError), (self._exchange.folder / OUTPOST_LOG).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _DETAIL_BYTES))
+            return log.read().decode(errors="replace")
+        return ""
