@@ -222,16 +222,7 @@ create table removals (
     custom_model_id bigint not null references custom_models,
     created_at timestamptz not null default now()
 );
-
--- Points of the curves of a run, as its trainer told them.
-create table run_metrics (
-    run_id uuid not null references training_runs,
-    attempt integer not null,
-    name text not null,
-    steps_done integer not null,
-    value double precision not null,
-    primary key (run_id, attempt, name, steps_done)
-);
+create index removals_of_address on removals (address);
 
 create table api_keys (
     id bigint generated always as identity primary key,

@@ -1,0 +1,70 @@
+"""What every handler has at hand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from worker.api.problems import Refused, not_found
+from worker.api.settings import ApiSettings
+from worker.api.watch import Watcher
+from worker.store.api import ApiStore
+from worker.store.api_data import DataStore
+from worker.store.api_keys import Key
+from worker.store.database import Database, Record
+from worker.store.webhooks import WebhookStore
+from worker.storage import Storage
+
+
+@dataclass(frozen=True)
+class Api:
+    """The parts that handlers use; made once, in ``worker.api.app``."""
+
+    settings: ApiSettings
+    database: Database
+    storage: Storage
+    models: ApiStore
+    data: DataStore
+    webhooks: WebhookStore
+    watcher: Watcher
+    uploads: asyncio.Semaphore
+
+    async def model(self, key: Key, model_id: int) -> Record:
+        """A model for whoever may see it.
+
+        Raises:
+            Refused: unknown, deleted or another organization's.
+        """
+        row = await self.models.model(model_id, key.organization_id)
+        if row is None:
+            raise not_found()
+        return row
+
+    @asynccontextmanager
+    async def upload_slot(self) -> AsyncIterator[None]:
+        """One of the uploads this process takes at the same time.
+
+        Raises:
+            Refused: all are taken.
+        """
+        if self.uploads.locked():
+            raise Refused("unavailable", "Too many uploads at the moment.", headers={"Retry-After": "5"})
+        async with self.uploads:
+            yield
+
+
+Handler = Callable[[Api, Key, Request], Awaitable[Response]]
+
+
+def own_organization(key: Key, organization_id: int) -> int:
+    """An organization that a body names, when the key may name it.
+
+    Raises:
+        Refused: it is not the key's own.
+    """
+    if key.organization_id is not None and key.organization_id != organization_id:
+        raise Refused("organization_mismatch", "This key belongs to another organization.")
+    return organization_id

@@ -1,0 +1,207 @@
+"""The API put together: the only file that knows all its parts."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.resources import files
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+
+from worker.api.access import Keyring, Limiter, require
+from worker.api.api import Api
+from worker.api.door import PREFIX, Door, unavailable
+from worker.api.endpoints import ENDPOINTS, Endpoint
+from worker.api.openapi import document
+from worker.api.problems import Refused
+from worker.api.settings import ApiSettings
+from worker.api.tidy import Tidying
+from worker.api.watch import Watcher
+from worker.api.webhooks import Sender
+from worker.errors import DatabaseAway, StorageAway
+from worker.storage import Storage
+from worker.store.api import ApiStore
+from worker.store.api_data import DataStore
+from worker.store.api_keys import KeyStore
+from worker.store.database import Database
+from worker.store.tidying import TidyStore
+from worker.store.webhooks import WebhookStore
+
+_LOG: Final = structlog.get_logger("api")
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "frame-src blob: 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
+    """The API as an ASGI application; its lifespan opens the database and runs what runs beside requests.
+
+    Args:
+        settings: the API's own.
+        storage: where training data, logs and artifacts lie; the caller closes it.
+    """
+    database = Database(settings.database_url.get_secret_value(), size=settings.api_database_connections, name="api")
+    models = ApiStore(database)
+    keyring = Keyring(KeyStore(database), settings.database_url.get_secret_value())
+    api = Api(
+        settings=settings,
+        database=database,
+        storage=storage,
+        models=models,
+        data=DataStore(database),
+        webhooks=WebhookStore(database),
+        watcher=Watcher(models),
+        uploads=asyncio.Semaphore(settings.api_uploads_at_once),
+    )
+    beside = (
+        keyring.listen,
+        api.watcher.look,
+        Sender(api.webhooks, private=settings.api_webhook_private).run,
+        Tidying(TidyStore(database), storage).run,
+    )
+
+    app = FastAPI(
+        title="Custom Models", lifespan=_lifespan(database, beside), docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.state.api = api
+    for endpoint in ENDPOINTS:
+        app.add_route(PREFIX + endpoint.path, _handler(api, endpoint), [endpoint.method], endpoint.name)
+    app.add_route(f"{PREFIX}/openapi.json", _openapi, ["GET"])
+    console = _Console(directory=str(files("worker.api").joinpath("console")))
+    app.add_route("/", console.index, ["GET"], include_in_schema=False)
+    app.mount("/console", console)
+    for kind, answer in _ANSWERS.items():
+        app.add_exception_handler(kind, answer)
+    limiter = Limiter(settings.api_rate_per_s, settings.api_burst, time.monotonic)
+    app.add_middleware(Door, keyring=keyring, limiter=limiter, models=models, settings=settings)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "If-None-Match", "Idempotency-Key", "Upload-Offset", "Range"],
+            expose_headers=["ETag", "Retry-After", "Content-Range"],
+            max_age=600,
+        )
+    return app
+
+
+def _lifespan(
+    database: Database, beside: tuple[Callable[[], Awaitable[None]], ...]
+) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await database.open()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(database.close)
+            running = [asyncio.ensure_future(_for_ever(run)) for run in beside]
+
+            async def end() -> None:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+
+            stack.push_async_callback(end)
+            yield
+
+    return lifespan
+
+
+async def _for_ever(run: Callable[[], Awaitable[None]]) -> None:
+    """What runs beside requests goes on after a fault of ours; requests must not suffer from it."""
+    while True:
+        try:
+            await run()
+        except Exception:  # noqa: BLE001 - logged, and begun again
+            _LOG.exception("begun again", what=getattr(run, "__qualname__", str(run)))
+            await asyncio.sleep(1)
+
+
+def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        key = require(request.scope["key"], endpoint.right)
+        return await endpoint.handler(api, key, request)
+
+    return handle
+
+
+async def _openapi(request: Request) -> Response:  # noqa: ARG001 - a route
+    from worker.api.present import JSON, to_json  # noqa: PLC0415 - asked for once in a blue moon
+
+    return Response(to_json(document()), media_type=JSON)
+
+
+class _Console(StaticFiles):
+    """The console's files: nothing from elsewhere, and asked for again after an update."""
+
+    async def index(self, request: Request) -> Response:
+        """The page itself."""
+        return await self.get_response("index.html", request.scope)
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        answer = await super().get_response(path, scope)
+        answer.headers["Content-Security-Policy"] = _PAGE_POLICY
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Referrer-Policy"] = "no-referrer"
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
+
+
+async def _refused(request: Request, error: Exception) -> Response:  # noqa: ARG001 - as starlette calls it
+    assert isinstance(error, Refused)
+    return error.response()
+
+
+async def _away(request: Request, error: Exception) -> Response:
+    _LOG.warning("away", path=request.url.path, error=str(error))
+    return unavailable().response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - as starlette calls it
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
+    return Refused(code, "There is no such address." if code == "not_found" else error.detail, headers=error.headers).response()
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    _LOG.error("fault", path=request.url.path, method=request.method, exc_info=error)
+    return Refused("internal", "This should not have happened; it is logged.").response()
+
+
+_ANSWERS: Final[dict[Any, Any]] = {
+    Refused: _refused,
+    DatabaseAway: _away,
+    StorageAway: _away,
+    HTTPException: _http_error,
+    Exception: _fault,
+}
+
+
+async def serve(settings: ApiSettings, storage: Storage) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way end first.
+
+    Raises:
+        DatabaseAway: nobody answers there.
+        SystemExit: the port is taken.
+    """
+    config = uvicorn.Config(
+        create_app(settings, storage),
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=30,
+        lifespan="on",
+    )
+    await uvicorn.Server(config).serve()

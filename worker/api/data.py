@@ -1,0 +1,145 @@
+"""Training data: shown, uploaded and removed."""
+
+import asyncio
+from uuid import uuid4
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from worker.api import present
+from worker.api.api import Api
+from worker.api.bodies import path_id
+from worker.api.contents import kind_of
+from worker.api.incoming import Arrived, Incoming, incoming
+from worker.api.models import offset_and_limit
+from worker.api.once import once
+from worker.api.problems import Refused, not_found
+from worker.store import api as store
+from worker.store import api_data
+from worker.store.api_data import NewItem
+from worker.store.api_keys import Answer, Key, audit
+from worker.store.database import Connection, Record
+
+_STORED_AT_ONCE = 4
+
+
+async def list_data(api: Api, key: Key, request: Request) -> Response:
+    """GET /custom_models/{id}/data."""
+    model_id = path_id(request.path_params["id"])
+    offset, limit = offset_and_limit(request)
+    row = await api.model(key, model_id)
+    rows = await api.data.page(model_id, offset, limit)
+    return present.polled(request, present.page([present.data_item(item) for item in rows], row["data_items"]))
+
+
+async def upload(api: Api, key: Key, request: Request) -> Response:
+    """POST /custom_models/{id}/data: several files, each with its verdict."""
+    model = await api.model(key, path_id(request.path_params["id"]))
+    async with api.upload_slot(), incoming(request, api.settings) as arriving:
+        items = await keep(api, model, arriving.arrived)
+
+        async def effect(connection: Connection) -> Answer:
+            rows = await add(api, connection, key, model, items)
+            return present.answer(_uploaded(rows, arriving), 201)
+
+        return await once(api.database, request, key, arriving.digest(), effect)
+
+
+def _uploaded(rows: list[Record], arriving: Incoming) -> dict[str, object]:
+    refused = [
+        {"name": turned.name, "reason_code": turned.code, "reason": turned.reason} for turned in arriving.turned
+    ]
+    return {"count": len(rows), "result": [present.data_item(row) for row in rows], "refused": refused}
+
+
+async def keep(api: Api, model: Record, files: list[Arrived]) -> list[NewItem]:
+    """Put checked files into storage, under what they hold; written down before, so that none is ever forgotten."""
+    folder = f"organizations/{model['organization_id']}/models/{model['id']}/data"
+    items = [
+        NewItem(
+            name=file.name,
+            kind=kind_of(file.name),
+            bytes=file.bytes,
+            sha256=file.sha256,
+            address=f"{folder}/{file.sha256}",
+            duration_s=file.content.duration_s,
+            split=file.split,
+            audio_names=file.content.audio_names,
+        )
+        for file in files
+    ]
+    await api.data.intend(model["id"], [item.address for item in items])
+    slots = asyncio.Semaphore(_STORED_AT_ONCE)
+
+    async def put(file: Arrived, item: NewItem) -> None:
+        async with slots:
+            await api.storage.put_file(file.path, item.address, move=True)
+
+    async with asyncio.TaskGroup() as group:
+        for file, item in zip(files, items, strict=True):
+            group.create_task(put(file, item))
+    return items
+
+
+async def add(api: Api, connection: Connection, key: Key, model: Record, items: list[NewItem]) -> list[Record]:
+    """Stored files become training data, in the request's transaction.
+
+    Raises:
+        Refused: the model is gone, an active run uses a file of the same name, or the quota is used up.
+    """
+    model_id, organization_id = model["id"], model["organization_id"]
+    await api_data.hold(connection, model_id)
+    if await store.read_model(connection, model_id, organization_id) is None:
+        raise not_found()
+    await _refuse_if_used(connection, model_id, await api_data.named(connection, model_id, [i.name for i in items]))
+    rows = await api_data.add(connection, model_id, organization_id, items)
+    counts = await store.counts_now(connection, organization_id)
+    quota = await store.quota(connection, organization_id)
+    hours = api.settings.api_quota_stored_hours if quota.max_stored_hours is None else quota.max_stored_hours
+    if counts.stored_ms > hours * 3_600_000:
+        raise Refused("quota_exceeded", f"The organization may store {hours:g} hours of audio.")
+    detail = {"files": len(rows), "names": [row["name"] for row in rows[:20]]}
+    await audit(connection, key, organization_id, "upload", model_id=model_id, detail=detail)
+    return list(rows)
+
+
+async def _refuse_if_used(connection: Connection, model_id: int, rows: list[Record]) -> None:
+    """What an active run trains on, or will: all there was when its inputs were fixed."""
+    if not rows:
+        return
+    active = await store.active_run(connection, model_id)
+    if active is None:
+        return
+    used = [row["name"] for row in rows if not active["fixed"] or row["created_at"] <= active["started_at"]]
+    if used:
+        raise Refused("run_active", f"An active run of the model uses {used[0]}.")
+
+
+async def delete(api: Api, key: Key, request: Request) -> Response:
+    """DELETE /custom_models/{id}/data/{data_id}."""
+    model_id = path_id(request.path_params["id"])
+    data_id = path_id(request.path_params["data_id"], "data item")
+
+    async def effect(connection: Connection) -> Answer:
+        model = await store.lock_model(connection, model_id, key.organization_id)
+        if model is None:
+            raise not_found()
+        await api_data.hold(connection, model_id)
+        row = await api_data.item(connection, model_id, data_id)
+        if row is None:
+            raise not_found("data item")
+        await _refuse_if_used(connection, model_id, [row])
+        await api_data.delete(connection, model_id, row)
+        await audit(
+            connection, key, model["organization_id"], "delete_data", model_id=model_id, detail={"name": row["name"]}
+        )
+        return Answer(204, None, b"")
+
+    return await once(api.database, request, key, b"", effect)
+
+
+def new_upload_key(model: Record, upload_id: object, offset: int) -> str:
+    """Where a part of a large file lies until the file is whole."""
+    # The random end: two requests that send the same part must not overwrite each other's bytes.
+    name = f"{offset:020d}-{uuid4().hex[:12]}"
+    return f"organizations/{model['organization_id']}/models/{model['id']}/parts/{upload_id}/{name}"

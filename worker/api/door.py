@@ -1,0 +1,92 @@
+"""In front of every route: the caller is known and within limits before anything else is looked at.
+
+Plain ASGI, because every poll passes here; a poll that carries an entity tag is answered here as well.
+"""
+
+import re
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker.api import present
+from worker.api.access import Keyring, Limiter
+from worker.api.problems import Refused
+from worker.api.settings import ApiSettings
+from worker.errors import DatabaseAway
+from worker.store.api import ApiStore
+
+PREFIX: Final = "/api/v3"
+_OPEN: Final = frozenset({f"{PREFIX}/openapi.json"})
+_MODEL: Final = re.compile(PREFIX + r"/custom_models/([1-9][0-9]{0,17})")
+_START: Final = "http.response.start"
+
+
+class Door:
+    """ASGI middleware.
+
+    Args:
+        app: what comes behind.
+        keyring: who may come in.
+        limiter: how often.
+        models: answers polls.
+        settings: for the floor that ``is_trainable`` tells.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keyring: Keyring, limiter: Limiter, models: ApiStore, settings: ApiSettings
+    ) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._limiter = limiter
+        self._models = models
+        self._floor_s = settings.minimum_audio_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the lifespan."""
+        if scope["type"] != "http" or not scope["path"].startswith("/api/"):
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"].rstrip("/")  # a trailing slash works, without a redirect
+        if path in _OPEN or scope["method"] == "OPTIONS":
+            await self._app(scope | {"path": path}, receive, send)
+            return
+        authorization = tag = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value.decode("latin-1")
+            elif name == b"if-none-match":
+                tag = value.decode("latin-1")
+        try:
+            key = await self._keyring.caller(authorization)
+            self._limiter.take(key.id)
+            if tag is not None and scope["method"] == "GET" and (model := _MODEL.fullmatch(path)) is not None:
+                row = await self._models.model(int(model[1]), key.organization_id)
+                if row is not None:
+                    now = present.model_tag(row, self._floor_s)
+                    if present.matches(tag, now):
+                        await send(_not_modified(now))
+                        await send({"type": "http.response.body"})
+                        return
+        except Refused as refused:
+            await refused.response()(scope, receive, send)
+            return
+        except DatabaseAway:
+            await unavailable().response()(scope, receive, send)
+            return
+        behind: dict[str, Any] = {"path": path, "raw_path": path.encode("utf-8", "surrogateescape"), "key": key}
+        await self._app(scope | behind, receive, send)
+
+
+def unavailable() -> Refused:
+    """The database or the storage is away: the caller may try again."""
+    return Refused("unavailable", "A part of the service is away. Try again in a moment.", headers={"Retry-After": "5"})
+
+
+def _not_modified(tag: str) -> Message:
+    headers = [
+        (b"etag", tag.encode()),
+        (b"cache-control", b"private, no-cache"),
+        (b"vary", b"Authorization"),
+    ]
+    return {"type": _START, "status": 304, "headers": headers}
+

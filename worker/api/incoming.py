@@ -1,0 +1,276 @@
+"""Uploads as they arrive: multipart parsed piece by piece, every limit checked on the way, files on disk and never whole
+in memory. Whatever happens, nothing stays behind."""
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from worker.api.bodies import chunks
+from worker.api.contents import Content, RefusedContent, clean_name, kind_of, look_inside
+from worker.api.problems import Refused, invalid
+from worker.api.settings import ApiSettings
+
+_LONGEST_FIELD: Final = 100
+_SPLITS: Final = ("train", "dev", "test")
+
+
+@dataclass
+class Arrived:
+    """A file that lies in the spool folder."""
+
+    name: str
+    path: Path
+    split: str | None
+    bytes: int = 0
+    sha256: str = ""
+    content: Content = field(default_factory=Content)
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A file that was not taken."""
+
+    name: str
+    code: str
+    reason: str
+
+
+@dataclass
+class Incoming:
+    """Everything one request brought."""
+
+    arrived: list[Arrived] = field(default_factory=list)
+    turned: list[Turned] = field(default_factory=list)
+
+    def refuse_if_nothing(self) -> None:
+        """Raise where not one file can be kept.
+
+        Raises:
+            Refused: with the first file's code, and every file named.
+        """
+        if self.arrived:
+            return
+        if not self.turned:
+            raise Refused("no_files", "Send one or more files as multipart/form-data.")
+        first = self.turned[0]
+        faults = [(turned.name, turned.code, turned.reason) for turned in self.turned]
+        raise Refused(first.code, first.reason, errors=faults)
+
+    def digest(self) -> bytes:
+        """What was sent, for comparing with a repeat."""
+        lines = [f"{file.sha256} {file.split} {file.name}" for file in self.arrived]
+        lines += [f"{turned.code} {turned.name}" for turned in self.turned]
+        return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+class _Spool:
+    """The parser's callbacks: one part after another, into files."""
+
+    def __init__(self, folder: Path, settings: ApiSettings, into: Incoming) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._into = into
+        self._headers: dict[bytes, bytes] = {}
+        self._name = b""
+        self._value = b""
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self._arriving: Arrived | None = None
+        self._field: str | None = None
+        self._field_value = b""
+        self._split: str | None = None
+        self.ended = False
+
+    def callbacks(self) -> dict[str, Any]:
+        return {
+            "on_part_begin": self._part_begins,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_ends,
+            "on_headers_finished": self._headers_end,
+            "on_part_data": self._data,
+            "on_part_end": self._part_ends,
+            "on_end": self._all_ends,
+        }
+
+    def _part_begins(self) -> None:
+        self._headers = {}
+        self._arriving = self._field = None
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_ends(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def _headers_end(self) -> None:
+        kind, options = parse_options_header(self._headers.get(b"content-disposition"))
+        if kind != b"form-data":
+            raise Refused("malformed_multipart", "A part has no Content-Disposition of form-data.")
+        if b"filename" in options:
+            self._begin_file(options[b"filename"])
+        else:
+            self._field = options.get(b"name", b"").decode("utf-8", "replace")
+            self._field_value = b""
+
+    def _begin_file(self, raw: bytes) -> None:
+        files = len(self._into.arrived) + len(self._into.turned)
+        if files >= self._settings.api_most_files:
+            raise Refused("too_many_files", f"One request brings at most {self._settings.api_most_files} files.")
+        shown = raw.decode("utf-8", "replace")[:200]
+        try:
+            name = clean_name(raw.decode("utf-8"))
+            kind_of(name)
+        except UnicodeDecodeError:
+            self._into.turned.append(Turned(shown, "bad_file_name", "The file name is not UTF-8."))
+        except RefusedContent as refused:
+            self._into.turned.append(Turned(shown, refused.code, refused.reason))
+        else:
+            if any(name == other.name for other in self._into.arrived):
+                self._into.turned.append(Turned(name, "bad_file_name", "Two files of this upload have this name."))
+                return
+            self._arriving = Arrived(name, self._folder / str(files), self._split)
+            self._file = self._arriving.path.open("xb")
+            self._digest = hashlib.sha256()
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if self._arriving is not None and self._file is not None:
+            self._arriving.bytes += len(piece)
+            if self._arriving.bytes > self._settings.api_largest_file_bytes:
+                self._drop("too_large", f"A file has at most {self._settings.api_largest_file_bytes} bytes.")
+                return
+            self._file.write(piece)
+            self._digest.update(piece)
+        elif self._field is not None:
+            self._field_value += piece
+            if len(self._field_value) > _LONGEST_FIELD:
+                raise invalid(self._field[:50], "too_long", "A form field that is no file is short.")
+
+    def _drop(self, code: str, reason: str) -> None:
+        assert self._arriving is not None
+        self._into.turned.append(Turned(self._arriving.name, code, reason))
+        self.close()
+        self._arriving.path.unlink()
+        self._arriving = None
+
+    def _part_ends(self) -> None:
+        if self._arriving is not None:
+            self.close()
+            self._arriving.sha256 = self._digest.hexdigest()
+            self._into.arrived.append(self._arriving)
+        elif self._field == "split":
+            self._split = checked_split(self._field_value.decode("utf-8", "replace"))
+        self._arriving = self._field = None
+
+    def _all_ends(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        """Close the file that is being written."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def checked_split(text: str) -> str | None:
+    """The side that the following files are marked for; empty: none.
+
+    Raises:
+        Refused: another word.
+    """
+    if text and text not in _SPLITS:
+        raise invalid("split", "unknown", "split is one of: train, dev, test.")
+    return text or None
+
+
+def _boundary(request: Request) -> bytes:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise Refused("unsupported_media", "Send files as multipart/form-data.")
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise Refused("malformed_multipart", "The Content-Type names no boundary.")
+    return boundary
+
+
+@asynccontextmanager
+async def spool_folder(settings: ApiSettings) -> AsyncIterator[Path]:
+    """A folder that is gone afterwards."""
+    settings.api_upload_folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="upload-", dir=settings.api_upload_folder))
+    try:
+        yield folder
+    finally:
+        # Not awaited in a thread: a cancelled request must clean up too, and it is a handful of files.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def incoming(request: Request, settings: ApiSettings) -> AsyncIterator[Incoming]:
+    """The files of a multipart request, spooled and looked into; gone when the block ends.
+
+    Raises:
+        Refused: not multipart, broken off, over a limit, or not one file that can be kept.
+    """
+    boundary = _boundary(request)
+    promised = request.headers.get("content-length", "0")
+    if promised.isdigit() and int(promised) > settings.api_largest_request_bytes:
+        raise _request_too_large(settings)
+    async with spool_folder(settings) as folder:
+        into = Incoming()
+        spool = _Spool(folder, settings, into)
+        try:
+            await _feed(request, boundary, spool, settings)
+        finally:
+            spool.close()
+        await look_at(into, settings)
+        into.refuse_if_nothing()
+        yield into
+
+
+async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiSettings) -> None:
+    received = 0
+    try:
+        parser = MultipartParser(boundary, spool.callbacks())  # type: ignore[arg-type]  # a TypedDict of the same
+        async for chunk in chunks(request):
+            received += len(chunk)
+            if received > settings.api_largest_request_bytes:
+                raise _request_too_large(settings)
+            parser.write(chunk)
+        parser.finalize()
+    except FormParserError:
+        raise Refused("malformed_multipart", "The body is not multipart form data.") from None
+    if not spool.ended:
+        raise Refused("malformed_multipart", "The multipart body breaks off before its end.")
+
+
+async def look_at(into: Incoming, settings: ApiSettings) -> None:
+    """Look inside every file that arrived, and turn away what is not what it says."""
+    kept = []
+    for file in into.arrived:
+        try:
+            file.content = await asyncio.to_thread(look_inside, file.path, file.name, settings.api_longest_audio_s)
+        except RefusedContent as refused:
+            into.turned.append(Turned(file.name, refused.code, refused.reason))
+        else:
+            kept.append(file)
+    into.arrived = kept
+
+
+def _request_too_large(settings: ApiSettings) -> Refused:
+    return Refused("too_large", f"One request has at most {settings.api_largest_request_bytes} bytes.")

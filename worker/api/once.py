@@ -1,0 +1,64 @@
+"""Writes: one transaction holds the effect, its audit entry and the answer kept for a repeat."""
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from worker.api.problems import MEDIA_TYPE, Refused, invalid
+from worker.store.api_keys import Answer, Key, earlier_answer, keep_answer, take_turn
+from worker.store.database import Connection, Database
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
+Effect = Callable[[Connection], Awaitable[Answer]]
+
+
+async def once(database: Database, request: Request, key: Key, body: bytes, effect: Effect) -> Response:
+    """Run an effect, or repeat the answer that the same ``Idempotency-Key`` got before.
+
+    Args:
+        database: where the transaction is.
+        request: with or without an ``Idempotency-Key``.
+        key: the caller's; keys of others are another scope.
+        body: what the request asks, to be compared with the first one's.
+        effect: does it; whatever it raises undoes it.
+
+    Raises:
+        Refused: by the effect; or the first request is still in progress, or asked something else.
+    """
+    name = request.headers.get("idempotency-key")
+    if name is None:
+        async with database.transaction() as connection:
+            return response(await effect(connection))
+    if _KEY.fullmatch(name) is None:
+        raise invalid("Idempotency-Key", "malformed", "An Idempotency-Key has 1 to 200 visible ASCII characters.")
+    scope = (key.id, request.method, request.url.path, name)
+    digest = hashlib.sha256(body).digest()
+    async with database.transaction() as connection:
+        if not await take_turn(connection, "\n".join(map(str, scope))):
+            raise Refused("idempotency_in_progress", "The first request with this Idempotency-Key is still in progress.")
+        earlier = await earlier_answer(connection, scope)
+        if earlier is not None:
+            if earlier[0] != digest:
+                raise Refused("idempotency_mismatch", "This Idempotency-Key was used with another body.")
+            return response(earlier[1])
+        answer = await _attempt(connection, effect)
+        await keep_answer(connection, scope, digest, answer)
+    return response(answer)
+
+
+async def _attempt(connection: Connection, effect: Effect) -> Answer:
+    """The effect's answer; a refusal undoes the effect and is an answer too."""
+    try:
+        async with connection.transaction():
+            return await effect(connection)
+    except Refused as refused:
+        return Answer(refused.status, MEDIA_TYPE, refused.body())
+
+
+def response(answer: Answer) -> Response:
+    """An answer as it is sent."""
+    return Response(answer.body or None, answer.status, media_type=answer.media_type)

@@ -1,0 +1,189 @@
+"""Rows out: exactly the fields of the contract, and the entity tags by which a poll costs one index read."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from schemas.status import TrainingStatus
+from worker.store.api_keys import Answer
+from worker.store.database import Record
+
+JSON: Final = "application/json"
+_ACTIVE: Final = (TrainingStatus.READY_TO_RUN, TrainingStatus.RUNNING)
+POLLED: Final = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+
+
+def to_json(document: Any) -> bytes:
+    """Compact JSON; moments as ISO 8601 with their offset."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain).encode()
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def model(row: Record, floor_s: float) -> dict[str, Any]:
+    """`Model`: no field more, none less."""
+    status = row["training_status"]
+    shown = {
+        "id": row["id"],
+        "key": row["key"],
+        "name": row["name"],
+        "last_modified": row["last_modified"].isoformat(),
+        "organization_id": row["organization_id"],
+        "language_data": None,
+        "is_trainable": is_trainable(row, floor_s),
+        "type": 1,
+        "base_language_id": row["base_language_id"],
+        "base_language_key": row["base_language_key"],
+    }
+    if status is not None:
+        shown["training_log"] = {"language_id": row["id"], "training_status": status, "log_name": None}
+    return shown
+
+
+def is_trainable(row: Record, floor_s: float) -> bool:
+    """Whether POST run would be accepted now."""
+    usable_ms: int = row["usable_ms"]
+    return row["training_status"] not in _ACTIVE and usable_ms > 0 and usable_ms >= floor_s * 1000
+
+
+def model_tag(row: Record, floor_s: float) -> str:
+    """Changes with every field of `Model`: all but `is_trainable` move `last_modified`."""
+    return f'"{row["id"]:x}-{row["last_modified"].timestamp() * 1e6:.0f}-{is_trainable(row, floor_s):d}"'
+
+
+def page(rows: Sequence[Any], total: int) -> dict[str, Any]:
+    """A page of anything."""
+    return {"count": len(rows), "total_results": total, "result": rows}
+
+
+def data_item(row: Record) -> dict[str, Any]:
+    """`DataItem`."""
+    shown = {name: row[name] for name in ("id", "name", "kind", "bytes", "duration_s", "split", "verdict", "reason_code", "reason")}
+    shown["created"] = row["created_at"]
+    return shown
+
+
+def run(row: Record) -> dict[str, Any]:
+    """`Run`."""
+    failure = None
+    if row["failure_class"] is not None:
+        failure = {"class": row["failure_class"], "code": row["failure_code"], "reason": row["failure_reason"]}
+    return {
+        "id": row["id"],
+        "custom_model_id": row["custom_model_id"],
+        "training_status": row["status"],
+        "requested": row["requested_at"],
+        "started": row["started_at"],
+        "ended": row["ended_at"],
+        "attempt": row["attempt"],
+        "phase": row["phase"],
+        "percent": round(row["percent"], 2),
+        "eta_s": row["eta_s"],
+        "since_sign_of_life_s": row["since_progress_s"],
+        "cancel_requested": row["cancel_requested"],
+        "failure": failure,
+        "gate": row["gate"],
+    }
+
+
+def run_detail(row: Record, transitions: Sequence[Record]) -> dict[str, Any]:
+    """`RunDetail`."""
+    figures = row["figures"]
+    return run(row) | {
+        "failures": row["failures"],
+        "data_report": row["data_report"],
+        "error_rates": error_rates(figures),
+        "figures": figures,
+        "curve": curve(row["live"] or figures),
+        "transitions": [transition(move) for move in transitions],
+        "has_log": row["log_address"] is not None,
+        "has_report": row["report_address"] is not None or figures is not None,
+    }
+
+
+def transition(row: Record) -> dict[str, Any]:
+    """`Transition`."""
+    return {
+        "sequence": row["sequence"],
+        "from": row["from_status"],
+        "to": row["to_status"],
+        "attempt": row["attempt"],
+        "at": row["at"],
+        "reason_code": row["reason_code"],
+    }
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _rate(figures: Mapping[str, Any], side: str) -> float | None:
+    for path in ((side, "test", "wer"), ("test", side, "wer"), (side, "wer"), ("wer", side), (f"{side}_wer",), (f"wer_{side}",)):
+        found: Any = figures
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        if _number(found) is not None:
+            return _number(found)
+    return None
+
+
+def error_rates(figures: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """`ErrorRates`, from the figures of the evaluation."""
+    evaluation = (figures or {}).get("evaluate", figures) or {}
+    return {"base": _rate(evaluation, "base"), "custom": _rate(evaluation, "custom")}
+
+
+def curve(live: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """`CurvePoint` s: pairs of (steps done, value) under each name."""
+    points: list[dict[str, Any]] = []
+    found = (live or {}).get("curve")
+    for name, values in (found.items() if isinstance(found, dict) else ()):
+        for pair in values if isinstance(values, list) else ():
+            match pair:
+                case [int() as steps, int() | float() as value]:
+                    points.append({"name": name, "steps_done": steps, "value": value})
+    return points
+
+
+def version(row: Record) -> dict[str, Any]:
+    """`Version`."""
+    return {
+        "number": row["number"],
+        "run_id": row["run_id"],
+        "created": row["created_at"],
+        "serving": row["serving"],
+        "figures": row["figures"],
+    }
+
+
+def answer(document: Any, status: int = 200) -> Answer:
+    """An answer to keep and send."""
+    return Answer(status, JSON, to_json(document))
+
+
+def polled(request: Request, document: Any, tag: str | None = None) -> Response:
+    """An answer that is polled: 304 where the caller has it already. Without a tag one is made from the bytes."""
+    body = None
+    if tag is None:
+        body = to_json(document)
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = POLLED | {"ETag": tag}
+    if matches(request.headers.get("if-none-match"), tag):
+        return Response(None, 304, headers)
+    return Response(to_json(document) if body is None else body, 200, headers, JSON)
+
+
+def matches(if_none_match: str | None, tag: str) -> bool:
+    """Whether a caller's ``If-None-Match`` holds a tag, weak or not."""
+    if if_none_match is None:
+        return False
+    if if_none_match == tag or if_none_match.strip() == "*":
+        return True
+    return any(one.strip().removeprefix("W/") == tag for one in if_none_match.split(","))

@@ -1,0 +1,158 @@
+"""Runs of a model: listed, looked at, cancelled; their log and report; versions and roll-back."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Final
+from uuid import UUID
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from worker.api import present, report
+from worker.api.api import Api
+from worker.api.bodies import path_id, path_uuid, query_int, read_body
+from worker.api.models import offset_and_limit
+from worker.api.once import once
+from worker.api.problems import Refused, not_found
+from worker.store import api as store
+from worker.store.api_keys import Answer, Key, audit
+from worker.store.database import Connection, Record
+
+_TAIL_BYTES: Final = 2 << 20
+_MOST_TAIL: Final = 10_000
+_TEXT: Final = "text/plain; charset=utf-8"
+_ANSWERED: Final = {"Cache-Control": "private, no-cache", "Vary": "Authorization", "X-Content-Type-Options": "nosniff"}
+
+
+async def list_runs(api: Api, key: Key, request: Request) -> Response:
+    """GET /custom_models/{id}/runs."""
+    offset, limit = offset_and_limit(request)
+    model = await api.model(key, path_id(request.path_params["id"]))
+    total, rows = await api.models.runs(model["id"], offset, limit)
+    return present.polled(request, present.page([present.run(row) for row in rows], total))
+
+
+async def _run(api: Api, key: Key, request: Request) -> Record:
+    model_id, run_id = path_id(request.path_params["id"]), path_uuid(request.path_params["run_id"])
+    row = await api.models.run(model_id, run_id, key.organization_id)
+    if row is None:
+        raise not_found("run")
+    return row
+
+
+async def read(api: Api, key: Key, request: Request) -> Response:
+    """GET /custom_models/{id}/runs/{run_id}."""
+    row = await _run(api, key, request)
+    return present.polled(request, await _detail(api, row))
+
+
+async def _detail(api: Api, row: Record) -> dict[str, object]:
+    return present.run_detail(row, await api.models.transitions(row["id"]))
+
+
+async def cancel(api: Api, key: Key, request: Request) -> Response:
+    """POST /custom_models/{id}/runs/{run_id}/cancel."""
+    row = await _run(api, key, request)
+    await read_body(request)
+
+    async def effect(connection: Connection) -> Answer:
+        await store.hold_organization(connection, row["organization_id"])
+        if not await store.stop_run(connection, row["id"]):
+            raise Refused("run_over", "The run is over.")
+        await audit(
+            connection, key, row["organization_id"], "cancel_run", model_id=row["custom_model_id"], run_id=row["id"]
+        )
+        return await _cancelled(connection, row["custom_model_id"], row["id"])
+
+    return await once(api.database, request, key, b"", effect)
+
+
+async def _cancelled(connection: Connection, model_id: int, run_id: UUID) -> Answer:
+    row, transitions = await store.run_now(connection, model_id, run_id)
+    return present.answer(present.run_detail(row, transitions), 202)
+
+
+async def read_log(api: Api, key: Key, request: Request) -> Response:
+    """GET …/log: all of it, a range of bytes, or the last lines."""
+    row = await _run(api, key, request)
+    tail = query_int(request, "tail", 0, 0, _MOST_TAIL)
+    size = None if row["log_address"] is None else await api.storage.size(row["log_address"])
+    if size is None:
+        raise not_found("log")
+    if tail:
+        return Response(await _tail(api, row["log_address"], size, tail), 200, _ANSWERED, _TEXT)
+    start, end = _range(request.headers.get("range"), size)
+    headers = _ANSWERED | {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
+    partial = (start, end) != (0, size)
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    body: AsyncIterator[bytes] = api.storage.stream(row["log_address"], start, end) if end > start else _nothing()
+    return StreamingResponse(body, 206 if partial else 200, headers, _TEXT)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for nothing in ():
+        yield nothing
+
+
+async def _tail(api: Api, address: str, size: int, lines: int) -> bytes:
+    start = max(0, size - _TAIL_BYTES)
+    text = b"".join([piece async for piece in api.storage.stream(address, start, size)]) if size else b""
+    return b"".join(text.splitlines(keepends=True)[-lines:])
+
+
+def _range(header: str | None, size: int) -> tuple[int, int]:
+    """From and before which byte; a header we do not understand asks for everything, as the standard says.
+
+    Raises:
+        Refused: it begins behind the end.
+    """
+    asked = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header or "")
+    if asked is None or asked.group(0) == "bytes=-":
+        return 0, size
+    first, last = asked.groups()
+    if not first:
+        return max(0, size - int(last)), size
+    start = int(first)
+    end = min(size, int(last) + 1) if last else size
+    if start >= size or end <= start:
+        raise Refused("range_not_satisfiable", "The log ends before.", headers={"Content-Range": f"bytes */{size}"})
+    return start, end
+
+
+async def read_report(api: Api, key: Key, request: Request) -> Response:
+    """GET …/report: a page for people."""
+    row = await _run(api, key, request)
+    page = report.page(row, await api.models.transitions(row["id"]))
+    # The page runs nothing and loads nothing, whatever a customer's file names hold.
+    headers = _ANSWERED | {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+    return Response(page, 200, headers, "text/html; charset=utf-8")
+
+
+async def list_versions(api: Api, key: Key, request: Request) -> Response:
+    """GET /custom_models/{id}/versions."""
+    offset, limit = offset_and_limit(request)
+    model = await api.model(key, path_id(request.path_params["id"]))
+    total, rows = await api.models.versions(model["id"], offset, limit)
+    return present.polled(request, present.page([present.version(row) for row in rows], total))
+
+
+async def serve_version(api: Api, key: Key, request: Request) -> Response:
+    """POST /custom_models/{id}/versions/{number}/serve: roll back, or forward again."""
+    model_id = path_id(request.path_params["id"])
+    number = path_id(request.path_params["number"], "version")
+    await read_body(request)
+
+    async def effect(connection: Connection) -> Answer:
+        model = await store.lock_model(connection, model_id, key.organization_id)
+        if model is None:
+            raise not_found()
+        if number >= 2**31 or not await store.serve_version(connection, model_id, number):
+            raise not_found("version")
+        detail = {"version": number}
+        await audit(connection, key, model["organization_id"], "serve_version", model_id=model_id, detail=detail)
+        changed = await store.read_model(connection, model_id, key.organization_id)
+        assert changed is not None
+        return present.answer(present.model(changed, api.settings.minimum_audio_s))
+
+    return await once(api.database, request, key, b"", effect)

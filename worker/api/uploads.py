@@ -1,0 +1,168 @@
+"""Large files in parts: a part that broke off is sent again from where the file stands."""
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from schemas.api import UploadWanted
+from worker.api import present
+from worker.api.api import Api
+from worker.api.bodies import chunks, path_id, path_uuid, read_as
+from worker.api.contents import RefusedContent, clean_name, kind_of
+from worker.api.data import add, keep, new_upload_key
+from worker.api.incoming import Arrived, Incoming, look_at, spool_folder
+from worker.api.once import once
+from worker.api.problems import Refused, invalid, not_found
+from worker.errors import TooLarge
+from worker.store import api_data
+from worker.store.api_keys import Answer, Key, audit
+from worker.store.database import Connection, Record
+
+LARGEST_PART_BYTES: Final = 64 << 20
+MOST_UPLOADS: Final = 100
+"""Files on their way to one model at the same time."""
+MOST_PARTS: Final = 10_000
+_KEPT: Final = timedelta(hours=24)
+
+
+def _show(row: Record, item: Record | None = None) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "name": row["name"],
+        "bytes": row["bytes"],
+        "received": row["received"],
+        "expires": row["changed_at"] + _KEPT,
+        "item": None if item is None else present.data_item(item),
+    }
+
+
+async def create(api: Api, key: Key, request: Request) -> Response:
+    """POST /custom_models/{id}/uploads."""
+    model = await api.model(key, path_id(request.path_params["id"]))
+    wanted, body = await read_as(request, UploadWanted)
+    try:
+        name = clean_name(wanted.name)
+        kind_of(name)
+    except RefusedContent as refused:
+        raise Refused(refused.code, refused.reason, errors=[("name", refused.code, refused.reason)]) from None
+    if wanted.bytes > api.settings.api_largest_file_bytes:
+        raise Refused("too_large", f"A file has at most {api.settings.api_largest_file_bytes} bytes.")
+
+    async def effect(connection: Connection) -> Answer:
+        await api_data.hold(connection, model["id"])
+        if await api_data.count_uploads(connection, model["id"]) >= MOST_UPLOADS:
+            raise Refused("quota_exceeded", f"At most {MOST_UPLOADS} files may be on their way to one model.")
+        row = await api_data.create_upload(
+            connection, uuid4(), model["id"], model["organization_id"], name, wanted.split, wanted.bytes
+        )
+        await audit(connection, key, model["organization_id"], "begin_upload", model_id=model["id"], detail={"name": name})
+        return present.answer(_show(row), 201)
+
+    return await once(api.database, request, key, body, effect)
+
+
+async def _upload(api: Api, key: Key, request: Request) -> tuple[Record, Record]:
+    model = await api.model(key, path_id(request.path_params["id"]))
+    row = await api.data.upload(model["id"], path_uuid(request.path_params["upload_id"], "upload"))
+    if row is None:
+        raise not_found("upload")
+    return model, row
+
+
+async def read(api: Api, key: Key, request: Request) -> Response:
+    """GET /custom_models/{id}/uploads/{upload_id}: where to go on."""
+    _, row = await _upload(api, key, request)
+    return present.polled(request, _show(row))
+
+
+async def delete(api: Api, key: Key, request: Request) -> Response:
+    """DELETE /custom_models/{id}/uploads/{upload_id}."""
+    model, row = await _upload(api, key, request)
+
+    async def effect(connection: Connection) -> Answer:
+        if not await api_data.end_upload(connection, model["id"], row["id"]):
+            raise not_found("upload")
+        return Answer(204, None, b"")
+
+    return await once(api.database, request, key, b"", effect)
+
+
+async def add_part(api: Api, key: Key, request: Request) -> Response:
+    """PATCH /custom_models/{id}/uploads/{upload_id}: the bytes from Upload-Offset on; the last part ends the upload."""
+    model, row = await _upload(api, key, request)
+    text = request.headers.get("upload-offset", "")
+    if re.fullmatch(r"[0-9]{1,18}", text) is None:
+        raise invalid("Upload-Offset", "missing", "Upload-Offset says where the part begins.")
+    if int(text) != row["received"]:
+        raise Refused("wrong_offset", f"The upload stands at {row['received']}.")
+    if row["received"] < row["bytes"]:  # else: everything is there, only the end was lost
+        row = await _store_part(api, model, row, request)
+    if row["received"] < row["bytes"]:
+        return present.polled(request, _show(row))
+    return await _finish(api, key, request, model, row)
+
+
+async def _store_part(api: Api, model: Record, row: Record, request: Request) -> Record:
+    if len(row["parts"]) >= MOST_PARTS:
+        raise Refused("too_many_files", f"A file comes in at most {MOST_PARTS} parts.")
+    address = new_upload_key(model, row["id"], row["received"])
+    await api.data.intend(model["id"], [address])
+    room = min(LARGEST_PART_BYTES, row["bytes"] - row["received"])
+    try:
+        size, _ = await api.storage.put_stream(address, chunks(request), room)
+    except TooLarge:
+        raise Refused("too_large", f"This part has at most {room} bytes.") from None
+    if size == 0:
+        raise invalid("body", "empty", "A part has at least one byte.")
+    longer = await api.data.add_part(model["id"], row["id"], row["received"], size, address)
+    if longer is None:
+        raise Refused("wrong_offset", "Another part was stored meanwhile.")
+    return longer
+
+
+async def _finish(api: Api, key: Key, request: Request, model: Record, row: Record) -> Response:
+    async with api.upload_slot(), spool_folder(api.settings) as folder:
+        whole = Incoming([await _assembled(api, row, folder / "whole")])
+        await look_at(whole, api.settings)
+        if whole.turned:
+            await _forget(api, model["id"], row["id"])
+            whole.refuse_if_nothing()
+        items = await keep(api, model, whole.arrived)
+
+        async def effect(connection: Connection) -> Answer:
+            if not await api_data.end_upload(connection, model["id"], row["id"]):
+                raise not_found("upload")
+            added = await add(api, connection, key, model, items)
+            return present.answer(_show(row, added[0]))
+
+        return await once(api.database, request, key, row["id"].bytes, effect)
+
+
+async def _forget(api: Api, model_id: int, upload_id: UUID) -> None:
+    async with api.database.transaction() as connection:
+        await api_data.end_upload(connection, model_id, upload_id)
+
+
+async def _assembled(api: Api, row: Record, path: Path) -> Arrived:
+    file = Arrived(row["name"], path, row["split"])
+    digest = hashlib.sha256()
+    with path.open("xb") as out:
+        async for piece in _pieces(api, row["parts"]):
+            out.write(piece)
+            digest.update(piece)
+            file.bytes += len(piece)
+    file.sha256 = digest.hexdigest()
+    return file
+
+
+async def _pieces(api: Api, parts: list[str]) -> AsyncIterator[bytes]:
+    for address in parts:
+        async for piece in api.storage.stream(address):
+            yield piece

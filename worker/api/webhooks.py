@@ -1,0 +1,189 @@
+"""Webhooks: registered, tested, signed and sent, with a log of every delivery."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import uuid4
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from schemas.api import WebhookWanted
+from worker.api import outward, present
+from worker.api.api import Api
+from worker.api.bodies import path_id, read_as, read_body
+from worker.api.models import offset_and_limit
+from worker.api.once import once
+from worker.api.problems import Refused, not_found
+from worker.errors import DatabaseAway
+from worker.store import webhooks as store
+from worker.store.api_keys import Answer, Key, audit
+from worker.store.database import Connection, Record
+from worker.store.webhooks import WebhookStore
+
+MOST_WEBHOOKS: Final = 10
+RETRIES_S: Final = (5.0, 30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
+"""Seconds after each failed try; after the last one the delivery has failed."""
+_HELD_S: Final = 60.0
+_AT_ONCE: Final = 8
+_LOOK_S: Final = 1.0
+
+
+def organization_of(key: Key) -> int:
+    """The organization of a key.
+
+    Raises:
+        Refused: an operator's key has none.
+    """
+    if key.organization_id is None:
+        raise Refused("not_allowed", "Use a key of the organization.")
+    return key.organization_id
+
+
+def _show(row: Record, secret: str | None = None) -> dict[str, Any]:
+    return {"id": row["id"], "url": row["url"], "created": row["created_at"], "secret": secret}
+
+
+def _show_delivery(row: Record) -> dict[str, Any]:
+    shown = {name: row[name] for name in ("id", "event_id", "kind", "status", "attempts", "answer_status", "error")}
+    return shown | {"created": row["created_at"], "due": row["due_at"], "ended": row["ended_at"]}
+
+
+async def list_webhooks(api: Api, key: Key, request: Request) -> Response:
+    """GET /webhooks."""
+    rows = await api.webhooks.of_organization(organization_of(key))
+    return present.polled(request, present.page([_show(row) for row in rows], len(rows)))
+
+
+async def create(api: Api, key: Key, request: Request) -> Response:
+    """POST /webhooks: the secret is shown once."""
+    organization_id = organization_of(key)
+    wanted, body = await read_as(request, WebhookWanted)
+    private = api.settings.api_webhook_private
+    try:
+        await outward.resolve(outward.parse(wanted.url, private=private), private=private)
+    except (outward.AddressRefused, outward.NotDelivered) as refused:
+        raise Refused("address_refused", str(refused), errors=[("url", "address_refused", str(refused))]) from None
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+    async def effect(connection: Connection) -> Answer:
+        if await store.count(connection, organization_id) >= MOST_WEBHOOKS:
+            raise Refused("quota_exceeded", f"An organization has at most {MOST_WEBHOOKS} webhooks.")
+        row = await store.create(connection, organization_id, wanted.url, secret)
+        await audit(connection, key, organization_id, "create_webhook", detail={"webhook": row["id"], "url": wanted.url})
+        return present.answer(_show(row, secret), 201)
+
+    return await once(api.database, request, key, body, effect)
+
+
+async def _webhook(api: Api, key: Key, request: Request) -> Record:
+    webhook_id = path_id(request.path_params["webhook_id"], "webhook")
+    row = await api.webhooks.webhook(webhook_id, key.organization_id)
+    if row is None:
+        raise not_found("webhook")
+    return row
+
+
+async def delete(api: Api, key: Key, request: Request) -> Response:
+    """DELETE /webhooks/{webhook_id}."""
+    row = await _webhook(api, key, request)
+
+    async def effect(connection: Connection) -> Answer:
+        if not await store.disable(connection, row["id"]):
+            raise not_found("webhook")
+        await audit(connection, key, row["organization_id"], "delete_webhook", detail={"webhook": row["id"]})
+        return Answer(204, None, b"")
+
+    return await once(api.database, request, key, b"", effect)
+
+
+async def test(api: Api, key: Key, request: Request) -> Response:
+    """POST /webhooks/{webhook_id}/test: an event that only says hello."""
+    row = await _webhook(api, key, request)
+    await read_body(request)
+
+    async def effect(connection: Connection) -> Answer:
+        event_id = uuid4()
+        body = {"type": "test.v1", "event_id": str(event_id), "at": datetime.now(UTC).isoformat()}
+        delivery = await store.add_test(connection, row["id"], event_id, body)
+        await audit(connection, key, row["organization_id"], "test_webhook", detail={"webhook": row["id"]})
+        return present.answer(_show_delivery(delivery), 202)
+
+    return await once(api.database, request, key, b"", effect)
+
+
+async def list_deliveries(api: Api, key: Key, request: Request) -> Response:
+    """GET /webhooks/{webhook_id}/deliveries."""
+    offset, limit = offset_and_limit(request)
+    row = await _webhook(api, key, request)
+    total, rows = await api.webhooks.deliveries(row["id"], offset, limit)
+    return present.polled(request, present.page([_show_delivery(delivery) for delivery in rows], total))
+
+
+def signature(secret: str, event_id: str, timestamp: int, body: bytes) -> str:
+    """What a receiver compares: HMAC-SHA256 over id, time and body, as standardwebhooks.com has it.
+
+    Args:
+        secret: ``whsec_`` and base64.
+        event_id: header ``webhook-id``.
+        timestamp: header ``webhook-timestamp``, seconds since 1970; a receiver refuses old ones.
+        body: the bytes as sent.
+    """
+    signed = f"{event_id}.{timestamp}.".encode() + body
+    mac = hmac.new(base64.b64decode(secret.removeprefix("whsec_")), signed, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(mac).decode()
+
+
+class Sender:
+    """Sends what is due, several at once, until it is cancelled."""
+
+    def __init__(self, webhooks: WebhookStore, *, private: bool) -> None:
+        self._webhooks = webhooks
+        self._private = private
+
+    async def run(self) -> None:
+        """Send for ever; a database that is away is waited for."""
+        while True:
+            try:
+                due = await self._webhooks.claim(_AT_ONCE, _HELD_S)
+                async with asyncio.TaskGroup() as group:
+                    for delivery in due:
+                        group.create_task(self._send(delivery))
+            except* DatabaseAway:
+                due = []
+            if not due:
+                await asyncio.sleep(_LOOK_S)
+
+    async def _send(self, delivery: Record) -> None:
+        status, error = await self._attempt(delivery)
+        attempt = delivery["attempts"]
+        if error is None:
+            await self._webhooks.end(delivery["id"], attempt, "delivered", status, None, 0)
+        elif attempt > len(RETRIES_S):
+            await self._webhooks.end(delivery["id"], attempt, "failed", status, error, 0)
+        else:
+            await self._webhooks.end(delivery["id"], attempt, "waiting", status, error, RETRIES_S[attempt - 1])
+
+    async def _attempt(self, delivery: Record) -> tuple[int | None, str | None]:
+        """The answer's status and what went wrong."""
+        body = json.dumps(delivery["body"], separators=(",", ":")).encode()
+        event_id, now = str(delivery["event_id"]), int(time.time())
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "speech-training-worker",
+            "webhook-id": event_id,
+            "webhook-timestamp": str(now),
+            "webhook-signature": signature(delivery["secret"], event_id, now, body),
+        }
+        try:
+            target = outward.parse(delivery["url"], private=self._private)
+            status = await outward.post(target, headers, body, private=self._private)
+        except (outward.AddressRefused, outward.NotDelivered) as failed:
+            return None, str(failed)
+        return status, None if 200 <= status < 300 else f"answered {status}"  # noqa: PLR2004 - what HTTP calls success

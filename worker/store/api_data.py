@@ -1,0 +1,153 @@
+"""Training data as the API stores, pairs, shows and removes it. Writes take the caller's transaction."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from worker.store.database import Connection, Database, Record, queries
+
+_Q: Final = queries("api_data")
+_ADD: Final = queries("data")["add_data"]
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """A file whose bytes are stored.
+
+    Attributes:
+        audio_names: what a manifest names; empty for everything else.
+    """
+
+    name: str
+    kind: str
+    bytes: int
+    sha256: str
+    address: str
+    duration_s: float | None
+    split: str | None
+    audio_names: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix: audio and transcript pair by it."""
+        return stem_of(self.name)
+
+
+def stem_of(name: str) -> str:
+    """The name without its last suffix."""
+    return name.rpartition(".")[0] or name
+
+
+class DataStore:
+    """What the API reads of training data, and what it writes outside of a request's transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    async def page(self, model_id: int, offset: int, limit: int) -> Sequence[Record]:
+        """A page of a model's data."""
+        return await self.database.fetch(_Q["data_page"], model_id, offset, limit)
+
+    async def intend(self, model_id: int, addresses: Sequence[str]) -> None:
+        """Write down what is about to be stored, so that nothing is left behind if we die before it has an owner."""
+        await self.database.execute(_Q["may_remove"], model_id, addresses)
+
+    async def upload(self, model_id: int, upload_id: UUID) -> Record | None:
+        """A file on its way."""
+        return await self.database.fetch_row(_Q["upload_of"], upload_id, model_id)
+
+    async def add_part(self, model_id: int, upload_id: UUID, offset: int, size: int, address: str) -> Record | None:
+        """The next part of a file; None: another part was faster."""
+        return await self.database.fetch_row(_Q["add_part"], upload_id, model_id, offset, size, address)
+
+
+async def hold(connection: Connection, model_id: int) -> None:
+    """One change of a model's data at a time."""
+    await connection.execute(_Q["hold_data"], model_id)
+
+
+async def named(connection: Connection, model_id: int, names: Sequence[str]) -> Sequence[Record]:
+    """What a model has under these names."""
+    return await connection.fetch(_Q["named"], model_id, names)
+
+
+async def item(connection: Connection, model_id: int, data_id: int) -> Record | None:
+    """One item of a model."""
+    return await connection.fetchrow(_Q["data_item"], model_id, data_id)
+
+
+async def add(
+    connection: Connection, model_id: int, organization_id: int, items: Sequence[NewItem]
+) -> Sequence[Record]:
+    """Files of a model, each replacing one of its name, paired with what is there; as they are shown.
+
+    The caller holds the model's data.
+    """
+    ids: list[int] = []
+    stems, names = {new.stem for new in items if new.kind != "manifest"}, set[str]()
+    replaced = await named(connection, model_id, [new.name for new in items])
+    for new in sorted(items, key=lambda item: item.name):
+        verdict = "waiting_for_run" if new.kind == "manifest" else "waiting_for_pair"
+        row = await connection.fetchrow(
+            _ADD, model_id, organization_id, new.name, new.stem, new.kind, new.bytes, new.sha256, new.address,
+            new.duration_s, new.split, None, verdict, None, None,
+        )  # fmt: skip
+        assert row is not None
+        ids.append(row["id"])
+        if new.kind == "manifest":
+            before = await connection.fetch(_Q["forget_manifest_names"], row["id"])
+            names.update(old["audio_name"] for old in before)
+            await connection.execute(_Q["keep_manifest_names"], row["id"], model_id, new.audio_names)
+            names.update(new.audio_names)
+    await recheck(connection, model_id, stems, (), changed=True)
+    await recheck(connection, model_id, (), names, changed=False)
+    kept = {new.address for new in items}
+    await may_remove(connection, model_id, [row["address"] for row in replaced if row["address"] not in kept])
+    return await connection.fetch(_Q["items"], model_id, ids)
+
+
+async def recheck(
+    connection: Connection, model_id: int, stems: Iterable[str], names: Iterable[str], *, changed: bool
+) -> None:
+    """Say of some files whether their other half is there."""
+    await connection.execute(_Q["recheck"], model_id, list(stems), list(names), changed)
+
+
+async def delete(connection: Connection, model_id: int, row: Record) -> None:
+    """One item of a model; its bytes follow when nobody can need them. The caller holds the model's data."""
+    names = [named["audio_name"] for named in await connection.fetch(_Q["names_of_manifest"], row["id"])]
+    await connection.execute(_Q["delete_item"], model_id, row["id"])
+    await recheck(connection, model_id, [row["stem"]], names, changed=False)
+    await may_remove(connection, model_id, [row["address"]])
+
+
+async def may_remove(connection: Connection, model_id: int, addresses: Sequence[str]) -> None:
+    """Bytes that lost their owner."""
+    if addresses:
+        await connection.execute(_Q["may_remove"], model_id, addresses)
+
+
+async def create_upload(  # noqa: PLR0913 - a row has that many columns
+    connection: Connection, upload_id: UUID, model_id: int, organization_id: int, name: str, split: str | None, size: int
+) -> Record:
+    """A large file begins."""
+    row = await connection.fetchrow(_Q["create_upload"], upload_id, model_id, organization_id, name, split, size)
+    assert row is not None
+    return row
+
+
+async def count_uploads(connection: Connection, model_id: int) -> int:
+    """How many files are on their way to a model."""
+    row = await connection.fetchrow(_Q["count_uploads"], model_id)
+    assert row is not None
+    return int(row["n"])
+
+
+async def end_upload(connection: Connection, model_id: int, upload_id: UUID) -> bool:
+    """The file has arrived or is not wanted; its parts can go. False: there is none."""
+    row = await connection.fetchrow(_Q["end_upload"], upload_id, model_id)
+    if row is None:
+        return False
+    await may_remove(connection, model_id, row["parts"])
+    return True
