@@ -101,7 +101,8 @@ with picked as materialized (
     returning r.*, c.n
 ), history as (
     insert into run_transitions (id, run_id, sequence, from_status, to_status, attempt, worker_id)
-    select ($4::uuid[])[c.n], c.id, c.sequence, 2, 3, c.attempt, $1 from claimed c
+    -- Numbered again: a run chosen by two claims at once leaves a gap in n, and ids left over serve the next look.
+    select ($4::uuid[])[row_number() over (order by c.n)], c.id, c.sequence, 2, 3, c.attempt, $1 from claimed c
 ), told as (
     insert into outbox (run_id, sequence, kind) select c.id, c.sequence, 'event' from claimed c
 )

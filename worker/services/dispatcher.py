@@ -1,6 +1,7 @@
 """Free slots ask Postgres for due runs. A bell shortens the wait; a lost bell costs a delay, not a run."""
 
 import asyncio
+from uuid import UUID, uuid4
 
 import structlog
 
@@ -10,6 +11,7 @@ from worker.errors import DatabaseAway, DatabaseRefused
 from worker.metrics import Metrics
 from worker.pipeline.attempt import Ending
 from worker.pipeline.heartbeat import Heartbeat
+from worker.pipeline.patience import until_answered
 from worker.pipeline.runner import Runner
 from worker.store.runs import RunStore
 
@@ -61,20 +63,21 @@ class Dispatcher:
             while not stop.is_set():
                 self._bell.clear()
                 free = self._slots - len(self._under_way)
-                claimed = await self._claim(free) if free else 0
+                claimed = await self._claim(free, stopped) if free else 0
                 if claimed and claimed == free and self._slots > len(self._under_way):
                     continue
                 await self._rest(stopped)
         finally:
             stopped.cancel()
 
-    async def _claim(self, free: int) -> int:
+    async def _claim(self, free: int, stopped: asyncio.Task[bool]) -> int:
         sent_at = self._clock.monotonic()
+        ids = [uuid4() for _ in range(free)]
         try:
-            claimed = await self._runs.claim(self._worker_id, free, self._lease_s)
+            claimed = await self._runs.claim(self._worker_id, free, self._lease_s, ids)
         except DatabaseAway as error:
-            _log.warning("nothing claimed: database away", error=str(error))
-            return 0
+            _log.warning("claim unanswered: database away", error=str(error))
+            claimed = await self._claimed_unheard(ids, stopped)
         except DatabaseRefused:
             _log.exception("the database refused a claim")
             return 0
@@ -82,12 +85,30 @@ class Dispatcher:
             self._begin(run, sent_at)
         return len(claimed)
 
+    async def _claimed_unheard(self, ids: list[UUID], stopped: asyncio.Task[bool]) -> list[ClaimedRun]:
+        """What a claim took whose answer was lost. Forgotten, such a run would wait for its lease to die."""
+        asking = asyncio.create_task(
+            until_answered(lambda: self._runs.claims_of(ids), self._clock, what="find unheard claims")
+        )
+        await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            await asyncio.wait({asking}, timeout=self._poll_s)
+        if not asking.done():
+            asking.cancel()  # stopping, and still no database: the leases run out, others take over
+            return []
+        try:
+            return asking.result()
+        except DatabaseRefused:
+            _log.exception("the database refused to tell what was claimed")
+            return []
+
     def _begin(self, run: ClaimedRun, claimed_at: float) -> None:
         task = asyncio.create_task(self._runner.run(run, claimed_at), name=f"run {run.fence}")
         self._under_way.add(task)
         self._metrics.slots_used.set(len(self._under_way))
         self._metrics.transitions.labels("running").inc()
-        self._metrics.dispatch_s.observe(run.waited_s)
+        if run.attempt == 1:
+            self._metrics.start_s.observe(run.waited_s)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

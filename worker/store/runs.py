@@ -12,7 +12,7 @@ from schemas.status import TrainingStatus
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Outcome, Succeeded
 from worker.domain.retry import GiveUp, Retry, after_failure
 from worker.domain.run import ClaimedRun, Fence, RunInputs
-from worker.errors import DatabaseAway, RunLost
+from worker.errors import RunLost
 from worker.store.batch import Batch
 from worker.store.database import Database, Record, queries
 
@@ -159,22 +159,35 @@ class RunStore:
 
     # --- owned ---------------------------------------------------------------------------------------------------
 
-    async def claim(self, worker_id: str, slots: int, lease_s: float) -> list[ClaimedRun]:
-        """Take up to ``slots`` due runs in fair order. An answer lost on the wire is asked for once more, by ids."""
-        transition_ids = [uuid4() for _ in range(slots)]
+    async def claim(
+        self, worker_id: str, slots: int, lease_s: float, transition_ids: Sequence[UUID] | None = None
+    ) -> list[ClaimedRun]:
+        """Take up to ``slots`` due runs in fair order.
+
+        Args:
+            worker_id: who will own them.
+            slots: how many at most.
+            lease_s: seconds the first lease lasts.
+            transition_ids: one for each slot, for ``claims_of`` in case the answer is lost.
+
+        Raises:
+            DatabaseAway: some may have been claimed; ask ``claims_of``.
+        """
+        ids = list(transition_ids or (uuid4() for _ in range(slots)))
         claimed: list[ClaimedRun] = []
-        try:
-            # Another claim may have been faster on the same organization: look again while there seems to be work.
-            for _ in range(3):
-                free = transition_ids[len(claimed) :]
-                rows = await self._database.fetch(_Q["claim_runs"], worker_id, len(free), lease_s, free)
-                claimed += [_claimed(row) for row in rows if row["id"] is not None]
-                if len(claimed) == slots or not rows[0]["picked"]:
-                    break
-        except DatabaseAway:
-            rows = await self._database.fetch(_Q["claims_of"], transition_ids)
-            claimed = [_claimed(row) for row in rows]
+        # Another claim may have been faster on the same organization: look again while there seems to be work.
+        for _ in range(3):
+            free = ids[len(claimed) :]
+            rows = await self._database.fetch(_Q["claim_runs"], worker_id, len(free), lease_s, free)
+            claimed += [_claimed(row) for row in rows if row["id"] is not None]
+            if len(claimed) == slots or not rows[0]["picked"]:
+                break
         return claimed
+
+    async def claims_of(self, transition_ids: Sequence[UUID]) -> list[ClaimedRun]:
+        """The runs that a claim with these ids took, when its answer was lost on the wire."""
+        rows = await self._database.fetch(_Q["claims_of"], list(transition_ids))
+        return [_claimed(row) for row in rows]
 
     async def renew(self, worker_id: str, fences: Sequence[Fence], lease_s: float) -> dict[Fence, bool]:
         """Renew all leases at once. What is not in the answer is lost; True: somebody asked to cancel the run."""
