@@ -120,8 +120,11 @@ if [ $# -eq 0 ]; then
     check "ruff format" "$python" -m ruff format --check .
     check "mypy --strict" "$python" -m mypy -p worker -p schemas -p deploy.local
 fi
+# A kill -9 of this script must end the tests too (the services watch it by themselves).
+leashed=()
+setpriv --pdeathsig KILL true 2>/dev/null && leashed=(setpriv --pdeathsig KILL)
 if wait_for_services; then
-    check "pytest" "$python" -m pytest ${marked:+-m "$marked"} "${@:-tests}"
+    check "pytest" "${leashed[@]}" "$python" -m pytest ${marked:+-m "$marked"} "${@:-tests}"
 else
     verdicts+=("pytest: FAILED (no services)")
     failed=1
