@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 from worker.broker import translated
 from worker.errors import BrokerAway, BrokerRefused
 
-CONFIRM_S: Final = 15.0
+CONFIRM_S: Final = 10.0
 PERSISTENT: Final = 2
 
 
@@ -26,6 +26,18 @@ class Outgoing:
     properties: Basic.Properties
     mandatory: bool = False
     """Whether it is a failure that no queue takes it."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a message was not confirmed."""
+
+    why: str
+    silent: bool
+    """The broker said nothing in time; the message may have arrived."""
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class Publisher:
@@ -46,7 +58,7 @@ class Publisher:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             return cls(await channel.get_underlay_channel(), confirm_s)
 
-    async def publish(self, messages: Sequence[Outgoing]) -> list[str | None]:
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Refusal | None]:
         """Publish, in this order, and wait for every answer.
 
         Returns:
@@ -55,16 +67,16 @@ class Publisher:
         Raises:
             BrokerAway: the channel or the connection broke; what was confirmed before is not known.
         """
-        answers: list[str | None] = [None] * len(messages)
+        answers: list[Refusal | None] = [None] * len(messages)
         for wave in _waves(messages):
             told = await asyncio.gather(*(self._one(messages[index]) for index in wave))
             for index, answer in zip(wave, told, strict=True):
                 answers[index] = answer
         if self._channel.is_closed and any(answers):
-            raise BrokerAway(next(answer for answer in answers if answer))
+            raise BrokerAway(next(answer.why for answer in answers if answer))
         return answers
 
-    async def _one(self, message: Outgoing) -> str | None:
+    async def _one(self, message: Outgoing) -> Refusal | None:
         try:
             async with translated():
                 await self._channel.basic_publish(
@@ -77,7 +89,7 @@ class Publisher:
                     wait=False,
                 )
         except (BrokerAway, BrokerRefused) as error:
-            return str(error)
+            return Refusal(str(error), silent=isinstance(error.__cause__, TimeoutError))
         return None
 
 

@@ -19,7 +19,7 @@ from worker.broker import Backoff, pause, stay_connected
 from worker.errors import BrokerAway, DatabaseAway
 from worker.intake.topology import Declare
 from worker.metrics import Metrics
-from worker.publisher import CONFIRM_S, PERSISTENT, Outgoing, Publisher
+from worker.publisher import CONFIRM_S, PERSISTENT, Outgoing, Publisher, Refusal
 from worker.store.outbox import OutboxStore, Unsent
 
 BATCH: Final = 300
@@ -149,26 +149,28 @@ class Relay:
             heads = [rows[0] for rows in by_run]
             answers = await publisher.publish([message_of(row) for row in heads])
             following = []
-            unroutable = None
+            sick: Refusal | None = None
             for rows, answer in zip(by_run, answers, strict=True):
                 if answer is None:
                     sent.append(rows[0])
                     self._held.pop(rows[0].run_id, None)
                     if rows[1:]:
                         following.append(rows[1:])
-                else:
-                    self._hold_back(rows[0], answer)
-                    unroutable = answer if rows[0].kind == "request" else unroutable
-            if unroutable is not None:
-                # No queue took a request: somebody deleted it. A new connection declares it again.
-                raise BrokerAway(f"a request was not taken: {unroutable}")
+                    continue
+                self._hold_back(rows[0], answer)
+                if answer.silent or rows[0].kind == "request":
+                    sick = answer
+            if sick is not None:
+                # Silence: RabbitMQ 3.10 never confirms on a channel that published to a quorum queue while it had
+                # no leader. A request that no queue takes: somebody deleted it. A new connection mends both.
+                raise BrokerAway(str(sick))
             by_run = following
 
-    def _hold_back(self, row: Unsent, answer: str) -> None:
+    def _hold_back(self, row: Unsent, answer: Refusal) -> None:
         _, pauses = self._held.get(row.run_id, (0.0, Backoff(first_s=0.5, most_s=60.0, random=self._uniform)))
         wait_s = pauses.next_s()
         self._held[row.run_id] = time.monotonic() + wait_s, pauses
-        _log.warning("event_held_back", run=str(row.run_id), error=answer, again_in_s=round(wait_s, 2))
+        _log.info("event_held_back", run=str(row.run_id), error=str(answer), again_in_s=round(wait_s, 2))
 
     def _still_held(self) -> list[UUID]:
         now = time.monotonic()
