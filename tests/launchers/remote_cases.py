@@ -55,8 +55,9 @@ class RemoteConformance(Conformance):
         before = len(steps.ticks())
         launcher = steps.launcher()
         log = steps.folder / "logs" / "adopted.log"
-        handle = await launcher.adopt(steps.run_id, 1, Step.TRAIN, lease_s=LONG_S, log=log)
+        handle = await launcher.adopt(steps.run_id, 2, Step.TRAIN, lease_s=LONG_S, log=log)
         assert handle is not None
+        assert handle.spec == steps.spec("succeed", steps=200, step_s=0.02, checkpoint_every=50)
         events = await collect(handle)
         assert isinstance(classify(await handle.wait()), StepDone)
         assert isinstance(events[0], Hello)

@@ -79,28 +79,35 @@ class Exchange:
         """Unique: ``<run id>-<attempt>-<step>-<serial>``."""
         return f"{self.folder.parent.name}-{self.folder.name}"
 
+    @property
+    def attempt(self) -> int:
+        """The attempt that started it."""
+        return int(self.folder.name.split("-")[0])
+
+    @property
+    def serial(self) -> int:
+        """How many starts of the same step in the same attempt this makes."""
+        return int(self.folder.name.split("-")[2])
+
     @classmethod
     def newest(cls, root: Path, run_id: UUID, attempt: int, step: Step) -> Self | None:
-        """The last start of this step in this attempt, if there was one."""
-        serials = [int(folder.name.rpartition("-")[2]) for folder in (root / str(run_id)).glob(f"{attempt}-{step}-*")]
-        return cls(root / str(run_id) / f"{attempt}-{step}-{max(serials)}") if serials else None
+        """The last start of this step in the newest attempt up to this one, if there was any."""
+        starts = [cls(folder) for folder in (root / str(run_id)).glob(f"*-{step}-*")]
+        known = [start for start in starts if start.attempt <= attempt]
+        return max(known, key=lambda start: (start.attempt, start.serial), default=None)
 
     @classmethod
     def next(cls, root: Path, run_id: UUID, attempt: int, step: Step) -> Self:
         """The folder, not yet made, for one more start of this step."""
         newest = cls.newest(root, run_id, attempt, step)
-        serial = 1 if newest is None else int(newest.folder.name.rpartition("-")[2]) + 1
+        serial = newest.serial + 1 if newest is not None and newest.attempt == attempt else 1
         return cls(root / str(run_id) / f"{attempt}-{step}-{serial}")
 
     @classmethod
     def of_earlier_attempts(cls, root: Path, run_id: UUID, below_attempt: int) -> list[Self]:
         """The run's starts in smaller attempts that were begun and have not said that they ended."""
         found = [cls(folder) for folder in sorted((root / str(run_id)).glob("*-*-*"))]
-        return [
-            exchange
-            for exchange in found
-            if int(exchange.folder.name.partition("-")[0]) < below_attempt and exchange.ended() is None
-        ]
+        return [exchange for exchange in found if exchange.attempt < below_attempt and exchange.ended() is None]
 
     def create(self, order: Order, token: str) -> None:
         """Lay the folder, the order and the first owner.

@@ -76,7 +76,11 @@ class Ended:
 
 
 class Handle(Protocol):
-    """One started step. Everything but ``feed`` may be called by one task at a time."""
+    """One started step."""
+
+    @property
+    def spec(self) -> StepSpec:
+        """What it was told. An adopted step writes where its own attempt told it to, not where ours would."""
 
     def events(self) -> AsyncIterator[Event]:
         """The step's events in order; ends when the trainer and every descendant are gone."""
@@ -107,7 +111,10 @@ class Launcher(Protocol):
         """
 
     async def adopt(self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path) -> Handle | None:
-        """Take over this step of an earlier attempt if it still runs: same process, its events replayed.
+        """Take over this step of the newest attempt up to this one that started it, if it still runs.
+
+        The same process goes on, under a new owner, and all its events are replayed. A step that ended by itself
+        while nobody owned it is handed over with its end.
 
         Raises:
             LauncherUnavailable: it cannot be known whether it runs.

@@ -118,6 +118,11 @@ class LocalHandle:
         self._overdue = self._loop.call_later(lease_s + _OVERDUE_S, self._supervisor_overdue)
 
     @property
+    def spec(self) -> StepSpec:
+        """See ``Handle.spec``."""
+        return self._spec
+
+    @property
     def trainer_pid(self) -> int | None:
         """The trainer's process, which leads its group; None until the supervisor has told."""
         return self._trainer_pid

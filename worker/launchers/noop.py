@@ -30,6 +30,8 @@ _ENDED = Ended(
 class NoopHandle:
     """A step that was over before it began."""
 
+    spec: StepSpec
+
     async def events(self) -> AsyncIterator[Event]:
         """The empty result."""
         yield _RESULT
@@ -53,8 +55,8 @@ class NoopLauncher:
 
     async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> NoopHandle:
         """A handle on a step that has ended."""
-        _ = spec, lease_s, log
-        return NoopHandle()
+        _ = lease_s, log
+        return NoopHandle(spec)
 
     async def adopt(self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path) -> None:
         """Nothing ever runs."""

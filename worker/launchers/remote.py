@@ -67,10 +67,10 @@ class RemoteLauncher:
             # perhaps it was queued and only the answer is lost: then it finds this, and ends unstarted
             await asyncio.to_thread(exchange.command_kill, token)
             raise
-        return self._handle(exchange, token, lease_s, log)
+        return self._handle(exchange, spec, token, lease_s, log)
 
     async def adopt(self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path) -> RemoteHandle | None:
-        """See ``Launcher.adopt``. A step that ended by itself while nobody owned it is adopted with its end."""
+        """See ``Launcher.adopt``."""
         root = self._options.exchange_root
         exchange = await asyncio.to_thread(Exchange.newest, root, run_id, attempt, step)
         if exchange is None:
@@ -82,8 +82,9 @@ class RemoteLauncher:
         if ended is not None and ended["reason"] != EndReason.EXITED:
             return None
         token = uuid4().hex
+        order = await asyncio.to_thread(exchange.order)
         await asyncio.to_thread(exchange.take_over, token)
-        return self._handle(exchange, token, lease_s, log)
+        return self._handle(exchange, order.spec, token, lease_s, log)
 
     async def ensure_stopped(self, run_id: UUID, below_attempt: int) -> None:
         """See ``Launcher.ensure_stopped``.
@@ -168,9 +169,10 @@ class RemoteLauncher:
         )
         return exchange
 
-    def _handle(self, exchange: Exchange, token: str, lease_s: float, log: Path) -> RemoteHandle:
+    def _handle(self, exchange: Exchange, spec: StepSpec, token: str, lease_s: float, log: Path) -> RemoteHandle:
         handle = RemoteHandle(
             exchange,
+            spec,
             token,
             lease_s=lease_s,
             log=log,

@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from schemas.events import Event
+from schemas.steps import StepSpec
 from worker.launchers.cluster import Presence, Sighting
 from worker.launchers.event_stream import EventStream
 from worker.launchers.exchange import OUTPOST_LOG, Exchange, Grant
@@ -31,6 +32,7 @@ class RemoteHandle:
     def __init__(  # noqa: PLR0913 - made in one place
         self,
         exchange: Exchange,
+        spec: StepSpec,
         token: str,
         *,
         lease_s: float,
@@ -40,6 +42,7 @@ class RemoteHandle:
         cancel: Callable[[], Awaitable[None]],
     ) -> None:
         self._exchange = exchange
+        self._spec = spec
         self._token = token
         self._beat_s = beat_s
         self._glance = glance
@@ -60,6 +63,11 @@ class RemoteHandle:
         self._ended: asyncio.Future[Ended] = self._loop.create_future()
         self._at_end: list[Callable[[], None]] = []
         self._watching = self._loop.create_task(self._watch())
+
+    @property
+    def spec(self) -> StepSpec:
+        """See ``Handle.spec``."""
+        return self._spec
 
     def on_end(self, call: Callable[[], None]) -> None:
         """Have this called when the step has ended."""
