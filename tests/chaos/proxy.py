@@ -74,6 +74,8 @@ class Proxy:
         self._delay_s = 0.0
         self._refusing = False
         self._lose: list[bytes] = []
+        self._refuse_at: bytes | None = None
+        self.refused_one = asyncio.Event()
         self._lose_any = 0
         self._swallow_all = False
         self.lost_answers = 0
@@ -123,6 +125,10 @@ class Proxy:
         """Break connections, and every new one, until ``resume``."""
         self._refusing = True
         self.cut()
+
+    def refuse_at(self, containing: bytes) -> None:
+        """Let nothing through any more from the first statement on whose arguments contain these bytes."""
+        self._refuse_at = containing
 
     def lose_answer_to(self, containing: bytes) -> None:
         """Lose the answer to the next statement whose arguments (or text) contain these bytes, and break the wire."""
@@ -188,6 +194,11 @@ class Proxy:
         if kind not in {_EXECUTE, _SIMPLE_QUERY} or wire.swallowing:
             return
         said = b"".join(wire.bound) if kind == _EXECUTE else body
+        if self._refuse_at is not None and self._refuse_at in said:
+            self._refuse_at = None
+            self.refused_one.set()
+            self.refuse()
+            return
         for wanted in self._lose:
             if wanted in said:
                 self._lose.remove(wanted)
