@@ -3,9 +3,9 @@
     python leash.py OWNER_PID STOP_SIGNAL LOG_FILE UID PROGRAM [ARGUMENT …]
 
 The program is this process's child, so there is no moment in which it runs unwatched. The first line on
-standard output is the program's own pid. A kill -9 of the owner is seen through a pidfd; the program then
-gets STOP_SIGNAL, ten seconds, STOP_SIGNAL again (RabbitMQ can lose one that comes just after its listener
-opened), three seconds, SIGKILL. UID is the user to run as, or "same". Only the standard library, and no
+standard output is the program's own pid. A kill -9 of the owner is seen through a pidfd; then, or when this
+process gets SIGTERM, the program gets STOP_SIGNAL, ten seconds, STOP_SIGNAL again (RabbitMQ can lose one that
+comes just after its listener opened), three seconds, SIGKILL, and what it started gets SIGKILL. UID is the user to run as, or "same". Only the standard library, and no
 imports of ours: it is started with `-I -S`, in milliseconds.
 """
 
@@ -25,6 +25,8 @@ PR_SET_PDEATHSIG = 1
 
 def _die_with_parent() -> None:
     """Have Linux kill the program if even this process is killed (lost where the program changes user)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what this process ignores, the program need not
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -61,27 +63,33 @@ def signal_tree(pid: int, number: int) -> None:
 
 
 def _end(child: subprocess.Popen[bytes], stop_signal: int) -> None:
-    for number, patience_s in (
-        (stop_signal, GRACE_S),
-        (stop_signal, LAST_GRACE_S),
-        (signal.SIGKILL, GRACE_S),
-    ):
+    """End the program, then whatever it started and left behind."""
+    members = []
+    for pid in descendants(child.pid):
+        with contextlib.suppress(ProcessLookupError):
+            members.append(os.pidfd_open(pid))
+    for number, patience_s in ((stop_signal, GRACE_S), (stop_signal, LAST_GRACE_S), (signal.SIGKILL, GRACE_S)):
         if child.poll() is not None:
-            return
+            break
         signal_tree(child.pid, signal.SIGCONT)  # a frozen program cannot hear a request to stop
         child.send_signal(number)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            continue
+    for member in members:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(member, signal.SIGKILL)
 
 
 def main(arguments: list[str]) -> int:
-    """Start the program, report its pid, wait for it or for the owner's end; returns the program's status."""
+    """Start the program, report its pid, wait for its end, the owner's, or SIGTERM; returns its status."""
     owner, stop_signal, log, uid, *command = arguments
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    asked, asking = os.pipe()
+    os.set_blocking(asking, False)
+    signal.set_wakeup_fd(asking)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the byte in the pipe is what counts
     try:
         owner_fd = os.pidfd_open(int(owner))
     except ProcessLookupError:
@@ -92,8 +100,8 @@ def main(arguments: list[str]) -> int:
     child_fd = os.pidfd_open(child.pid)
     os.write(1, b"%d\n" % child.pid)
     poll = select.poll()
-    poll.register(owner_fd, select.POLLIN)
-    poll.register(child_fd, select.POLLIN)
+    for source in (owner_fd, child_fd, asked):
+        poll.register(source, select.POLLIN)
     ready = {fd for fd, _ in poll.poll()}
     if child_fd not in ready:
         _end(child, int(stop_signal))

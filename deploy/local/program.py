@@ -83,18 +83,10 @@ class Program:
         self.wait()
 
     def stop(self) -> None:
-        """Stop signal, 10 s, stop signal, 3 s, SIGKILL; returns when it is gone."""
-        for number, patience_s in (
-            (self._stop_signal, 10.0),
-            (self._stop_signal, 3.0),
-            (signal.SIGKILL, STOP_S),
-        ):
-            if not self.running:
-                return
-            signal_tree(self.pid, signal.SIGCONT)  # a frozen program cannot hear a request to stop
-            self._signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.wait(patience_s)
+        """Stop signal, 10 s, stop signal, 3 s, SIGKILL, then what it left behind; returns when all is gone."""
+        if self._leash is not None and self.running:
+            self._leash.terminate()
+            self.wait()
 
     def freeze(self) -> None:
         """SIGSTOP to it and to every process it started: alive, and silent."""

@@ -22,10 +22,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from deploy.local.debs import install_rabbitmq
+from deploy.local.debs import has_apt, install_rabbitmq
 from deploy.local.postgres import Postgres, postgres_programs
 from deploy.local.program import LocalServiceError
-from deploy.local.rabbitmq import RabbitMQ
+from deploy.local.rabbitmq_container import RabbitMQContainer
+from deploy.local.rabbitmq_node import RabbitMQNode
 
 START_S = 180.0
 STOP_S = 60.0
@@ -50,7 +51,11 @@ class LocalServices:
     def __init__(self, folder: Path, *, consumer_timeout_s: float | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder.absolute()
-        self.rabbitmq = RabbitMQ(install_rabbitmq(), self.folder, consumer_timeout_s=consumer_timeout_s)
+        self.rabbitmq = (
+            RabbitMQNode(install_rabbitmq(), self.folder, consumer_timeout_s=consumer_timeout_s)
+            if has_apt()
+            else RabbitMQContainer(self.folder, consumer_timeout_s=consumer_timeout_s)
+        )
         self.postgres = Postgres(postgres_programs(), self.folder)
 
     def start(self) -> Addresses:
@@ -75,8 +80,7 @@ class LocalServices:
             prometheus_url=self.rabbitmq.prometheus_url,
             ports={**self.rabbitmq.ports, "postgres": self.postgres.port},
             pids={
-                "rabbitmq": self.rabbitmq.node.pid,
-                "epmd": self.rabbitmq.epmd.pid,
+                **self.rabbitmq.pids(),
                 "postgres": self.postgres.server.pid,
                 "keeper": os.getpid(),
             },

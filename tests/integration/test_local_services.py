@@ -16,9 +16,9 @@ import aio_pika
 import asyncpg
 import pytest
 
-from deploy.local.leash import descendants
+from deploy.local.leash import descendants, signal_tree
 from deploy.local.postgres import Postgres, create_database, postgres_programs
-from deploy.local.rabbitmq import RabbitMQ
+from deploy.local.rabbitmq_node import RabbitMQNode
 
 if TYPE_CHECKING:
     from deploy.local.services import LocalServices
@@ -150,7 +150,8 @@ def test_second_controller_of_a_folder_finds_the_same_ports_passwords_and_data(
 ):
     postgres, rabbitmq = private_services.postgres, private_services.rabbitmq
     assert Postgres(postgres.programs, private_services.folder).url() == postgres.url()
-    assert RabbitMQ(rabbitmq.program, private_services.folder).amqp_url() == rabbitmq.amqp_url()
+    assert isinstance(rabbitmq, RabbitMQNode)
+    assert RabbitMQNode(rabbitmq.program, private_services.folder).amqp_url() == rabbitmq.amqp_url()
 
 
 def test_frozen_program_can_still_be_stopped(tmp_path: Path):
@@ -164,9 +165,7 @@ def test_frozen_program_can_still_be_stopped(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs Postgres directly")
-def test_root_without_user_namespaces_runs_postgres_as_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_root_without_user_namespaces_runs_postgres_as_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs-here"))  # unshare is not found
     postgres = Postgres(postgres_programs(), tmp_path)
     postgres.start()
@@ -180,28 +179,45 @@ def test_root_without_user_namespaces_runs_postgres_as_nobody(
     assert not elsewhere.exists()
 
 
-@pytest.mark.parametrize("victim", ["keeper", "owner"])
-def test_kill_9_of_whoever_holds_the_services_leaves_nothing_running(tmp_path: Path, victim: str):
-    # The shell stands for demo.sh or tests/run.sh, the keeper is the process that shell starts.
+def test_kill_9_of_the_script_that_started_the_services_leaves_nothing_running(tmp_path: Path):
+    # The shell stands for demo.sh and tests/run.sh.
     script = f'"{sys.executable}" -m deploy.local.services run --folder "{tmp_path}" --owner $$ & wait'
     with subprocess.Popen(
         ["bash", "-c", script], cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as shell:
+        assert shell.stdout is not None
+        pids: dict[str, int] = json.loads(shell.stdout.readline())["pids"]
+        everything = [member for pid in pids.values() for member in (pid, *descendants(pid))]
+        shell.kill()
+        _wait_until_gone(everything)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["awake", "frozen"])
+def test_kill_9_of_the_owner_ends_the_program_and_what_it_started(tmp_path: Path, *, frozen: bool):
+    owner_code = (
+        "import sys, time, os; from pathlib import Path; from deploy.local.program import Program;"
+        "p = Program('sleeper', Path(sys.argv[1]));"
+        "p.start(['sh', '-c', 'sleep 1000 & wait'], os.environ); print(p.pid, flush=True); time.sleep(1000)"
+    )
+    command = [sys.executable, "-c", owner_code, str(tmp_path / "log")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
     ) as owner:
         assert owner.stdout is not None
-        pids: dict[str, int] = json.loads(owner.stdout.readline())["pids"]
-        everything = [member for pid in pids.values() for member in (pid, *descendants(pid))]
-        os.kill(owner.pid if victim == "owner" else pids["keeper"], signal.SIGKILL)
-        _wait_until_gone(everything)
+        pid = int(owner.stdout.readline())
+        while not (members := descendants(pid)):
+            time.sleep(0.01)
+        if frozen:
+            signal_tree(pid, signal.SIGSTOP)
         owner.kill()
+        _wait_until_gone([pid, *members])
 
 
 def test_left_running_services_are_found_and_stopped_by_their_folder(tmp_path: Path):
     def control(action: str) -> str:
         command = [sys.executable, "-m", "deploy.local.services", action, "--folder", str(tmp_path)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
     started = json.loads(control("start"))
     assert json.loads(control("start")) == started
