@@ -52,14 +52,9 @@ class Cache:
             Bytes removed.
         """
         found = sorted(
-            (place.stat().st_mtime, place)
-            for place in self.folder.glob("[0-9a-f][0-9a-f]/*")
-            if place.is_dir()
+            (place.stat().st_mtime, place) for place in self.folder.glob("[0-9a-f][0-9a-f]/*") if place.is_dir()
         )
-        sizes = {
-            place: sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-            for _, place in found
-        }
+        sizes = {place: sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) for _, place in found}
         held, removed, newest = sum(sizes.values()), 0, time.time() - unused_s
         for used_at, place in found:
             if held <= keep_bytes or used_at > newest:

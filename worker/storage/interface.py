@@ -24,10 +24,10 @@ class StorageOptions:
 
     Attributes:
         cache: folder on this host for what is fetched from a remote storage, and for uploads under way.
-        endpoint: address of an S3 server that is not Amazon's.
-        path_style: the bucket in the path instead of the host name, as most servers of one's own want it.
+        endpoint: address of an S3 server that is not Amazon's; http:// means no TLS.
+        path_style: the bucket in the path instead of the host name. None: so where an endpoint is given, as most
+            servers of one's own want it.
         ca_file: certificates (PEM) to trust beside the system's.
-        allow_http: no TLS. For a server on the same machine.
         patience_s: how long a storage may be away before that is an error.
         extra: further options of obstore's, by its names: for Google Cloud Storage and Azure.
     """
@@ -38,9 +38,8 @@ class StorageOptions:
     access_key_id: str | None = field(default=None, repr=False)
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
-    path_style: bool = False
+    path_style: bool | None = None
     ca_file: Path | None = None
-    allow_http: bool = False
     patience_s: float = 60.0
     extra: dict[str, str] = field(default_factory=dict, repr=False)
 

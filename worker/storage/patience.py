@@ -24,16 +24,21 @@ _REFUSED: Final = (
 # 408 and 429 ask for patience, 409 is another writer at the same moment; any other 4xx stays.
 _CLIENT_ERROR: Final = re.compile(r"status code: 4(?!08|09|29)\d\d")
 
+_SYSTEM_ERROR: Final = re.compile(r'message: "([^"]{1,200})"')
+
 
 def in_our_words(error: Exception) -> WorkerError:
     """The error of ours that says what a foreign one means."""
     whole = str(error)
-    told = whole.partition("\n\nDebug source")[0][:1000]
+    told, _, cause = whole.partition("\n\nDebug source")
+    told = told[:1000]
     if isinstance(error, FileNotFoundError):
         return StorageRefused(told) if "NoSuchBucket" in whole else NotStored(told)
     if isinstance(error, _REFUSED) or _CLIENT_ERROR.search(told):
         return StorageRefused(told)
-    if "certificate" in whole:
+    if system := _SYSTEM_ERROR.search(cause):
+        told = f"{told} ({system[1]})"
+    if "InvalidCertificate" in cause:
         return StorageRefused(f"{told} (its certificate is not trusted here: set the storage's CA file)")
     return StorageAway(told)
 

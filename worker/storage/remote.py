@@ -50,16 +50,13 @@ class RemoteStorage(Storage):
 
     def __init__(self, url: str, options: StorageOptions) -> None:
         self.url = url
+        self.options = options
         self._patience_s = options.patience_s
         self._own_cache = None if options.cache else Path(tempfile.mkdtemp(prefix="speech-training-"))
         self.cache = Cache(options.cache or self._own_cache or Path())
-        self._store: Any = from_url(
-            url,
-            config=_config(url, options),
-            client_options=_client(options),
-            # Few: `patiently` is what waits, and it renews signatures.
-            retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
-        )
+        # Few retries of obstore's own: `patiently` is what waits, and it renews signatures.
+        self._store = _opened(url, options, retries=2)
+        self._unretried = _opened(url, options, retries=0)
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE * 2)
 
     async def aclose(self) -> None:
@@ -76,15 +73,26 @@ class RemoteStorage(Storage):
         if not only_if_absent:
             await self._do(lambda: obstore.put_async(self._store, key, data, use_multipart=False))
             return True
+        tries = 0
+
+        async def create() -> None:
+            nonlocal tries
+            tries += 1
+            # No retries inside obstore: it would not tell us of them.
+            await obstore.put_async(self._unretried, key, data, mode="create")
+
         try:
-            await self._do(lambda: obstore.put_async(self._store, key, data, mode="create"))
+            await self._do(create)
         except foreign.AlreadyExistsError:
             # Perhaps our own, when the answer to an earlier try was lost: the bytes tell.
-            try:
-                return await self.get_bytes(key, len(data)) == data
-            except TooLarge:
-                return False
+            return tries > 1 and await self._holds(key, data)
         return True
+
+    async def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return await self.get_bytes(key, len(data)) == data
+        except TooLarge:
+            return False
 
     async def put_file(self, path: Path, key: str, *, move: bool = False) -> int:
         """See `Storage`. Large files go up in parts, a few at once."""
@@ -243,9 +251,16 @@ class RemoteStorage(Storage):
     async def signed_url(self, key: str, expires_s: float, method: Method = "GET") -> str:
         """See `Storage`."""
         check_key(key)
-        return str(
-            await self._do(lambda: obstore.sign_async(self._store, method, key, timedelta(seconds=expires_s)))
-        )
+        return str(await self._do(lambda: obstore.sign_async(self._store, method, key, timedelta(seconds=expires_s))))
+
+
+def _opened(url: str, options: StorageOptions, *, retries: int) -> Any:
+    return from_url(
+        url,
+        config=_config(url, options),
+        client_options=_client(options),
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=10)},
+    )
 
 
 def _stored(found: Any) -> Stored:
@@ -269,7 +284,7 @@ def _client(options: StorageOptions) -> Any:
         "connect_timeout": timedelta(seconds=_CONNECT_S),
         "read_timeout": timedelta(seconds=_SILENCE_S),
         "timeout": timedelta(seconds=_REQUEST_S),
-        "allow_http": options.allow_http,
+        "allow_http": (options.endpoint or "").startswith("http://"),
     }
     if options.ca_file is not None:
         client["root_certificate"] = options.ca_file.read_bytes()
@@ -283,7 +298,8 @@ def _config(url: str, options: StorageOptions) -> Any:
     if where.scheme not in {"s3", "s3a"}:
         return config
     endpoint = options.endpoint
-    if endpoint and not options.path_style:
+    path_style = bool(endpoint) if options.path_style is None else options.path_style
+    if endpoint and not path_style:
         server = urlsplit(endpoint)
         endpoint = server._replace(netloc=f"{where.netloc}.{server.netloc}").geturl()
     named = {
@@ -292,6 +308,6 @@ def _config(url: str, options: StorageOptions) -> Any:
         "access_key_id": options.access_key_id,
         "secret_access_key": options.secret_access_key,
         "session_token": options.session_token,
-        "virtual_hosted_style_request": not options.path_style,
+        "virtual_hosted_style_request": not path_style,
     }
     return config | {name: value for name, value in named.items() if value is not None}

@@ -83,9 +83,7 @@ async def test_a_conditional_write_leaves_what_is_there(storage):
 
 
 async def test_of_many_conditional_writers_one_wins(storage):
-    won = await asyncio.gather(
-        *(storage.put_bytes("race", b"%d" % n, only_if_absent=True) for n in range(16))
-    )
+    won = await asyncio.gather(*(storage.put_bytes("race", b"%d" % n, only_if_absent=True) for n in range(16)))
     assert sum(won) == 1
     assert await storage.get_bytes("race", 99) == b"%d" % won.index(True)
 

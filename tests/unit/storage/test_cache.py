@@ -1,0 +1,53 @@
+"""What was fetched is kept by its content, and the oldest goes first."""
+
+import asyncio
+import os
+
+import pytest
+
+from worker.storage.cache import Cache
+
+OLD, NEWER = "aa" + "0" * 62, "bb" + "0" * 62
+
+
+async def fill(folder):
+    (folder / "x").write_bytes(b"x" * 1000)
+
+
+async def test_content_is_fetched_once_however_many_ask(tmp_path):
+    cache, fetched = Cache(tmp_path), 0
+
+    async def fetch(folder):
+        nonlocal fetched
+        fetched += 1
+        await asyncio.sleep(0)
+        await fill(folder)
+
+    places = await asyncio.gather(*(cache.kept(OLD, fetch) for _ in range(5)))
+    assert (len(set(places)), fetched) == (1, 1)
+    assert await Cache(tmp_path).kept(OLD, fetch) == places[0]
+    assert fetched == 1
+
+
+async def test_a_fetch_that_fails_leaves_nothing_and_the_next_one_may_succeed(tmp_path):
+    cache = Cache(tmp_path)
+
+    async def broken(folder):
+        await fill(folder)
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await cache.kept(OLD, broken)
+    assert list((tmp_path / ".partial").iterdir()) == []
+    assert ((await cache.kept(OLD, fill)) / "x").stat().st_size == 1000
+
+
+async def test_trimming_takes_what_was_used_longest_ago_and_never_what_is_in_use(tmp_path):
+    cache = Cache(tmp_path)
+    for digest in (OLD, NEWER):
+        place = await cache.kept(digest, fill)
+        os.utime(place, (1, 1 if digest == OLD else 2))
+    assert cache.trim(keep_bytes=1500, unused_s=3600) == 1000
+    assert [path.name for path in tmp_path.glob("[0-9a-f][0-9a-f]/*")] == [NEWER]
+    await cache.kept(NEWER, fill)  # used just now
+    assert cache.trim(keep_bytes=0, unused_s=3600) == 0
