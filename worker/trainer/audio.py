@@ -50,19 +50,19 @@ def opened(path: Path) -> Iterator[Recording]:
             if file.samplerate <= 0 or file.channels <= 0:
                 raise UnreadableAudioError("it has no sound in it")
             yield _Sound(file)
-        return
     except soundfile.LibsndfileError as error:
-        if file_is_open_error(error):
-            unreadable = error
-        else:
+        if not _is_unknown_format(error):
             raise UnreadableAudioError(str(error)) from error
+        unknown = str(error)
+    else:
+        return
     from worker.trainer.media import opened_media  # noqa: PLC0415 - FFmpeg is loaded for m4a and aac only
 
-    with opened_media(path, str(unreadable)) as recording:
+    with opened_media(path, unknown) as recording:
         yield recording
 
 
-def file_is_open_error(error: soundfile.LibsndfileError) -> bool:
+def _is_unknown_format(error: soundfile.LibsndfileError) -> bool:
     """Whether libsndfile does not know the format (then another decoder may), not that it broke later."""
     return bool(str(error).startswith("Error opening"))
 

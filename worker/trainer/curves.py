@@ -45,7 +45,12 @@ class Curves:
             self._groups = plan.groups
             self._targets = Targets(model, [one.text for one in self._dev], language)
             self._states = EncoderStates(
-                model, dataset, self._dev, plan.groups, padding_s=WINDOW_S, precision=precision,
+                model,
+                dataset,
+                self._dev,
+                plan.groups,
+                padding_s=WINDOW_S,
+                precision=precision,
                 file=run.output / ".dev_states",
             )
 

@@ -5,6 +5,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from worker.trainer.whisper import WINDOW_S, Whisper
 
@@ -15,6 +16,7 @@ _TOKENS_SPARE: Final = 24
 _REPEATS: Final = 4
 """A phrase said this often in a row is a loop; single tokens may be said twice as often (1,000,000)."""
 _LONGEST_PHRASE: Final = 12
+_CANDIDATES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def greedy(model: Whisper, states: Tensor, limits: list[int], language: str | No
     prompt = model.prompt(language)
     tokens = torch.tensor([prompt] * len(states), device=states.device)
     never, not_first = _suppressed(model, states)
-    output = model.token_embedding.to(states.dtype)
+    states = states.to(model.token_embedding.dtype)
     texts: list[list[int]] = [[] for _ in limits]
     looped = [False] * len(limits)
     open_rows = set(range(len(limits)))
@@ -48,8 +50,7 @@ def greedy(model: Whisper, states: Tensor, limits: list[int], language: str | No
         hidden = model.decoder(
             input_ids=tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
-        scores = (hidden.to(output.dtype) @ output.T).float() + (not_first if step == 0 else never)
-        best = scores.argmax(dim=-1)
+        best = _best(hidden, model.token_embedding, not_first if step == 0 else never)
         for row, token in enumerate(best.tolist()):
             if row not in open_rows:
                 continue
@@ -68,6 +69,16 @@ def greedy(model: Whisper, states: Tensor, limits: list[int], language: str | No
             break
         tokens = best[:, None]
     return [Hypothesis(text, loop) for text, loop in zip(texts, looped, strict=True)]
+
+
+def _best(hidden: Tensor, embedding: Tensor, penalty: Tensor) -> Tensor:
+    """The most likely token of each row [batch]; half precision only chooses candidates, as it makes ties."""
+    scores = functional.linear(hidden, embedding).float() + penalty
+    if embedding.dtype == torch.float32:
+        return scores.argmax(dim=-1)
+    candidates = scores.topk(_CANDIDATES, dim=-1).indices
+    exact = (hidden.float()[:, None] * embedding[candidates].float()).sum(dim=-1) + penalty[candidates]
+    return candidates.gather(1, exact.argmax(dim=-1, keepdim=True))[:, 0]
 
 
 def _suppressed(model: Whisper, states: Tensor) -> tuple[Tensor, Tensor]:

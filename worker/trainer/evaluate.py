@@ -1,7 +1,7 @@
 """Step `evaluate`: base and custom model on what neither was trained on, decoded alike: 30 s windows, greedily."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,10 +58,10 @@ def run(run: StepRun) -> None:
     device = processor()
     precision = half_precision(run.parameters.precision, device)
     language = run.spec.context.get("language")
-    base = Whisper(run.input("base")).to(device).eval()
+    base = Whisper(run.input("base")).to_processor(device)
     custom = Whisper(run.input("base"))
     custom.load_weights(run.input("custom") / WEIGHTS)
-    pair = _Pair(base, custom.to(device).eval(), precision, language)
+    pair = _Pair(base, custom.to_processor(device), precision, language)
     dataset = Dataset(run.input("dataset"))
     voices = {one.speaker for one in dataset.of("train", "dev")}
     general_folder = run.optional_input("general")
@@ -71,13 +71,12 @@ def run(run: StepRun) -> None:
         sets.append(("general", general, general.of("test") or general.utterances))
     total = max(1, sum(len(utterances) for _, _, utterances in sets))
     rows: list[Row] = []
-
-    def heard(done: int) -> None:
-        run.stop.check()
-        run.progress(100 * done / total, steps_done=done, steps=total, note="measuring both models")
-
     for name, data, utterances in sets:
-        rows += pair.rows(name, data, utterances, voices, lambda done, before=len(rows): heard(before + done))  # type: ignore[misc]
+        for batch in pair.batches(name, data, utterances, voices):
+            rows += batch
+            run.stop.check()
+            run.progress(100 * len(rows) / total, steps_done=len(rows), steps=total, note="measuring both models")
+    rows.sort(key=lambda row: (row.set, row.row))
     figures = {
         **_figures(rows, base, run.spec.seed),
         "decoding": DECODING,
@@ -99,24 +98,18 @@ class _Pair:
         self._normalize = normalizer(language)
         ours, theirs = base.encoder.state_dict(), custom.encoder.state_dict()
         self._one_encoder = all(torch.equal(ours[name], theirs[name]) for name in ours)
+        for model in (base, custom):
+            model.decoder.to(precision)
 
-    def rows(
-        self,
-        name: str,
-        dataset: Dataset,
-        utterances: Sequence[Utterance],
-        voices: set[str | None],
-        heard: Callable[[int], None],
-    ) -> list[Row]:
-        """Decode everything, batches of similar length; rows in the order of the dataset."""
+    def batches(
+        self, name: str, dataset: Dataset, utterances: Sequence[Utterance], voices: set[str | None]
+    ) -> Iterator[list[Row]]:
+        """Decode everything, utterances of similar length together."""
         order = sorted(utterances, key=lambda one: one.samples)
-        rows: list[Row] = []
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             found = zip(batch, *self._decode(dataset, batch), strict=True)
-            rows += [self._row(name, voices, *one) for one in found]
-            heard(len(rows))
-        return sorted(rows, key=lambda row: row.row)
+            yield [self._row(name, voices, *one) for one in found]
 
     @torch.inference_mode()
     def _decode(self, dataset: Dataset, batch: list[Utterance]) -> tuple[list[Hypothesis], list[Hypothesis]]:

@@ -33,7 +33,10 @@ def run(run: StepRun) -> None:
     run.stop.check()
     dataset = Dataset(run.input("dataset"))
     one = min(dataset.of("test") or dataset.utterances, key=lambda utterance: utterance.samples)
-    smoke = {"transformers": _with_transformers(folder, dataset, one), "ctranslate2": _with_ctranslate2(run, dataset, one)}
+    smoke = {
+        "transformers": _with_transformers(folder, dataset, one),
+        "ctranslate2": _with_ctranslate2(run, dataset, one),
+    }
     (folder / "README.md").write_text(model_card(run, build_facts(processor()), smoke), encoding="utf-8")
     figures = {"smoke": smoke, "smoke_text": one.text, "peak_memory_bytes": peak_memory_bytes()}
     run.result(figures, [*files_below(folder, run.output), *files_below(converted, run.output)])

@@ -38,9 +38,7 @@ class Media:
         self._stream = container.streams.audio[0]
         self._rewind()
         length = self._stream.duration
-        self.duration_s = (
-            float(length * self._stream.time_base) if length else (container.duration or 0) / av.time_base
-        )
+        self.duration_s = float(length * self._stream.time_base) if length else (container.duration or 0) / av.time_base
 
     def _rewind(self) -> None:
         self._container.seek(0)

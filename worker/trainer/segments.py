@@ -87,9 +87,7 @@ def _decode_file(rows: list[ManifestRow], parameters: WhisperParameters) -> list
         return segments
     try:
         with _on_disk(rows[0].audio) as path, opened(path) as recording:
-            return [
-                segment if segment.refusal else _read(segment.row, recording, parameters) for segment in segments
-            ]
+            return [segment if segment.refusal else _read(segment.row, recording, parameters) for segment in segments]
     except FileNotFoundError:
         refusal = Refusal("missing_file", "The recording is not there.")
     except UnreadableAudioError as error:

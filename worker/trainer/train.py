@@ -4,7 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,7 @@ from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 _SEED_STRIDE: Final = 1_000_003
 
 
-def run(run: StepRun) -> None:
+def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bottom
     """Train from the base, or go on from a checkpoint of this very training; bit-equal either way."""
     settings, began = run.parameters, time.monotonic()
     device = processor()
@@ -35,8 +35,8 @@ def run(run: StepRun) -> None:
     if not utterances:
         raise bad_data("no_training_data", "None of the usable recordings is in the training split.")
 
-    model = Whisper(run.input("base")).to(device).eval()
-    teacher = Whisper(run.input("base")).to(device).eval().decoder if settings.distillation else None
+    model = Whisper(run.input("base")).to_processor(device)
+    teacher = Whisper(run.input("base")).to_processor(device).decoder if settings.distillation else None
     trained = trained_weights(model, settings.dropout)
     base = checkpoint.copied(trained)
     plan = Plan(

@@ -93,9 +93,7 @@ class Duplicates:
 
 
 def _too_short(seconds: float, parameters: WhisperParameters) -> Refusal:
-    return Refusal(
-        "too_short", f"It lasts {seconds:.2f} s; at least {parameters.shortest_segment_s:.1f} s are needed."
-    )
+    return Refusal("too_short", f"It lasts {seconds:.2f} s; at least {parameters.shortest_segment_s:.1f} s are needed.")
 
 
 def _length(seconds: float) -> str:
