@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.local.debs import has_apt
+from deploy.local.install import has_docker
 from deploy.local.postgres import create_database, drop_database
 from deploy.local.program import run_blocking
 from deploy.local.rabbitmq import create_vhost, delete_vhost
@@ -42,9 +44,7 @@ def _fresh(prefix: str) -> str:
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
-    amqp, management, database = (
-        os.environ.get(f"TEST_{name}_URL") for name in ("AMQP", "MANAGEMENT", "DATABASE")
-    )
+    amqp, management, database = (os.environ.get(f"TEST_{name}_URL") for name in ("AMQP", "MANAGEMENT", "DATABASE"))
     if amqp and management and database:
         yield Services(amqp, management, database)
         return
@@ -62,6 +62,8 @@ def services() -> Iterator[Services]:
 @pytest.fixture(scope="module")
 def private_services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
     """A broker and a server of this module's own, for tests that kill, freeze or restart them."""
+    if not (has_apt() or has_docker() or os.environ.get("CI")):
+        pytest.skip("no RabbitMQ of our own to be had here: neither apt nor a Docker engine")
     own = LocalServices(tmp_path_factory.mktemp("services"))
     own.start()
     try:

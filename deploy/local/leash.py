@@ -2,11 +2,11 @@
 
     python leash.py OWNER_PID STOP_SIGNAL LOG_FILE UID PROGRAM [ARGUMENT …]
 
-The program is this process's child, so there is no moment in which it runs unwatched. The first line on
-standard output is the program's own pid. A kill -9 of the owner is seen through a pidfd; then, or when this
-process gets SIGTERM, the program gets STOP_SIGNAL, ten seconds, STOP_SIGNAL again (RabbitMQ can lose one that
-comes just after its listener opened), three seconds, SIGKILL, and what it started gets SIGKILL. UID is the user to run as, or "same". Only the standard library, and no
-imports of ours: it is started with `-I -S`, in milliseconds.
+The program is this process's child, so there is no moment in which it runs unwatched. The first line on standard
+output is the program's own pid. A kill -9 of the owner is seen through a pidfd; then, or when this process gets
+SIGTERM, the program gets STOP_SIGNAL, ten seconds, STOP_SIGNAL again (RabbitMQ can lose one that comes just after
+its listener opened), three seconds, SIGKILL; what it started and left behind gets SIGKILL. UID is the user to run
+as, or "same". Only the standard library, and no imports of ours: it is started with `-I -S`, in milliseconds.
 """
 
 import contextlib
