@@ -80,7 +80,7 @@ class Demo:
         shown = {}
         if run["status"] == 4:  # noqa: PLR2004 - SUCCESS
             shown = figures(run)
-            before_and_after(storage, run)
+            before_and_after(run)
         else:
             say(f"the run ended with training_status {run['status']}: {run['failure_reason']}\n{run['failure_detail']}")
         glance_at_metrics(f"http://127.0.0.1:{observe_port}/metrics")
@@ -143,7 +143,11 @@ class Demo:
         say("starting a worker")
         with self._log.open("wb") as log:
             self._worker = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"], env=self._environment, cwd=ROOT, stderr=log, start_new_session=True
+                [sys.executable, "-m", "worker", "run"],
+                env=self._environment,
+                cwd=ROOT,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._worker_alive():
@@ -187,7 +191,7 @@ class Demo:
 
 def _ready(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
             return bool(answer.status == 200)  # noqa: PLR2004
     except OSError:
         return False

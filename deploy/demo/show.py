@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import urllib.request
 from collections.abc import Callable
@@ -22,8 +21,12 @@ from worker.store.database import Database
 from worker.store.runs import Limits, RunStore
 
 console = Console(highlight=False)
-_SHOWN_METRICS = ("training_transitions_total", "training_runs_waiting", "training_run_seconds_sum", "training_gates_total")
-SENTENCES = 3
+_SHOWN_METRICS = (
+    "training_transitions_total",
+    "training_runs_waiting",
+    "training_run_seconds_sum",
+    "training_gates_total",
+)
 
 
 def begin() -> None:
@@ -49,7 +52,13 @@ async def watch(database_url: str, run_id: str, alive: Callable[[], bool]) -> di
     """
     database = Database(database_url, size=1)
     runs = RunStore(database, Limits(), random)
-    columns = (TextColumn("{task.description:>9}"), BarColumn(40), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(40),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     progress = Progress(*columns, console=console)
     bars = {phase.value: progress.add_task(phase.value, total=100, start=False, note="") for phase in Phase}
     told = 0
@@ -94,14 +103,20 @@ def _advance(progress: Progress, bars: dict[str, Any], run: dict[str, Any], curr
 def figures(run: dict[str, Any]) -> dict[str, Any]:
     """Error rates of base and custom model; what the RESULT line says of them."""
     found = run["figures"]
-    table = Table(title="Word error rate on speech never trained on (30 s windows, greedy, same normalizer)", title_justify="left")
+    table = Table(
+        title="Word error rate on speech never trained on (30 s windows, greedy, same normalizer)", title_justify="left"
+    )
     for column in ("test speech", "base model", "custom model"):
         table.add_column(column)
-    for name, group in found["groups"].items():
-        table.add_row(name, f"{group['wer_base']:.1%}", f"{group['wer_custom']:.1%}")
-    table.add_row("all", f"{found['wer_base']:.1%}", f"{found['wer_custom']:.1%}", style="bold")
+    for name, group in (
+        ("voices it was trained on", "known_voices"),
+        ("voices never heard", "unseen_voices"),
+        ("all", "test"),
+    ):
+        rates, low_high = found[group], found[group]["intervals"]
+        table.add_row(name, *(_rate(rates[model]["wer"], low_high[f"wer_{model}"]) for model in ("base", "custom")))
     rare = found["rare_terms"]
-    table.add_row("rare terms heard", f"{rare['heard_base']} of {rare['said']}", f"{rare['heard_custom']} of {rare['said']}")
+    table.add_row("rare terms heard", *(f"{rare[f'{model}_heard']} of {rare['said']}" for model in ("base", "custom")))
     console.print(table)
     console.print(f"Gate: [bold]{run['gate']}[/]. {found['gate_sentence']}")
     return {
@@ -111,22 +126,22 @@ def figures(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def before_and_after(storage: Path, run: dict[str, Any]) -> None:
+def _rate(wer: float, interval: list[float]) -> str:
+    return f"{wer:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def before_and_after(run: dict[str, Any]) -> None:
     """The sentences that gained most."""
-    rows = [json.loads(line) for line in _evaluation(storage, run).read_text(encoding="utf-8").splitlines()]
-    gained = sorted(rows, key=lambda row: row["errors_custom"] - row["errors_base"])
-    console.print("\nBefore and after:")
-    for row in gained[:SENTENCES]:
-        console.print(f"  said    [bold]{row['reference']}[/]\n  base    [red]{row['base']}[/]\n  custom  [green]{row['custom']}[/]\n")
-
-
-def _evaluation(storage: Path, run: dict[str, Any]) -> Path:
-    return storage / "runs" / str(run["id"]) / str(run["attempt"]) / "evaluate" / "utterances.jsonl"
+    console.print("\nBefore and after, the sentences that gained most:")
+    for row in run["figures"]["examples"]:
+        console.print(
+            f"  said    [bold]{row['text']}[/]\n  base    [red]{row['base']}[/]\n  custom  [green]{row['custom']}[/]\n"
+        )
 
 
 def glance_at_metrics(url: str) -> None:
     """A few of the worker's own figures."""
-    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - loopback
+    with urllib.request.urlopen(url, timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     console.print("A glance at /metrics:")
     for line in lines:
@@ -139,7 +154,8 @@ def where_things_are(storage: Path, run: dict[str, Any], worker_log: Path) -> No
     attempt = storage / "runs" / str(run["id"]) / str(run["attempt"])
     console.print("\nWhere things are:")
     for name, path in (
-        ("model", attempt / "export"),
+        ("model", attempt / "export" / "model"),
+        ("for faster-whisper", attempt / "export" / "ctranslate2"),
         ("report", attempt / "export" / "report.html"),
         ("log of the run", attempt / "log.txt"),
         ("log of the worker", worker_log),

@@ -142,7 +142,7 @@ async def _general_set(settings: Settings, manifest: Path, scratch: Path) -> Pat
     program = f"exec {settings.trainer_python} -m worker.trainer 3>/dev/null"
     process = await asyncio.create_subprocess_shell(program, cwd=_SOURCE, stdin=asyncio.subprocess.PIPE)
     await process.communicate(spec.model_dump_json().encode())
-    return output if process.returncode == 0 else None
+    return output / "dataset" if process.returncode == 0 else None
 
 
 async def add_model(settings: Settings, options: argparse.Namespace) -> int:

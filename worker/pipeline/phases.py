@@ -38,6 +38,11 @@ class Prepared:
     dataset: Made
     report: DataReport
 
+    @property
+    def folder(self) -> Path:
+        """The dataset itself; the verdicts lie beside it."""
+        return self.dataset.folder / "dataset"
+
 
 async def load(attempt: Attempt, parts: Parts) -> RunInputs:
     """Fix what this run trains on: manifest with digest, base, recipe, hyper-parameters, seed. Later attempts use the same."""
@@ -112,7 +117,7 @@ async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared
 async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared) -> Made:
     """Train from the base's weights, or on from the newest checkpoint."""
     addresses = {
-        "dataset": str(prepared.dataset.folder),
+        "dataset": str(prepared.folder),
         "base": str(await _base_weights(parts, inputs)),
     }
     checkpoint = await newest_checkpoint(attempt, parts, inputs)
@@ -132,7 +137,7 @@ async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Pre
 async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared, trained: Made) -> Made:
     """Decode the test split once with base and custom model, and count the errors."""
     addresses = {
-        "dataset": str(prepared.dataset.folder),
+        "dataset": str(prepared.folder),
         "base": str(await _base_weights(parts, inputs)),
         "custom": str(trained.folder),
     }
@@ -165,7 +170,7 @@ async def publish(  # noqa: PLR0913 - it gathers everything
         "base": str(await _base_weights(parts, inputs)),
         "custom": str(trained.folder),
         "evaluation": str(evaluated.folder),
-        "dataset": str(prepared.dataset.folder),
+        "dataset": str(prepared.folder),
         "train": str(trained.folder),
     }
     key = content_key(Step.EXPORT, inputs, str(attempt.run.id), trained.sha256, evaluated.sha256)
@@ -193,11 +198,22 @@ def measured(figures: dict[str, Any]) -> Measured:
         StepFailed: one is missing; names it.
     """
     try:
-        return Measured(**{name: figures[name] for name in Measured.__dataclass_fields__ if name in figures})
-    except TypeError as error:
-        raise StepFailed(
-            FailureClass.BUG, "figures_missing", "The evaluation did not give all figures.", str(error)
-        ) from error
+        test, general = figures["test"], figures["general"]
+        if test is None:
+            return Measured(test_words=0, wer_base=0, wer_custom=0, change_low=0, change_high=0)
+        return Measured(
+            test_words=test["base"]["words"],
+            wer_base=test["base"]["wer"],
+            wer_custom=test["custom"]["wer"],
+            change_low=test["intervals"]["wer_change"][0],
+            change_high=test["intervals"]["wer_change"][1],
+            general_base=None if general is None else general["base"]["wer"],
+            general_custom=None if general is None else general["custom"]["wer"],
+            general_change_low=None if general is None else general["intervals"]["wer_change"][0],
+        )
+    except (KeyError, TypeError) as error:
+        sentence = "The evaluation did not give all figures."
+        raise StepFailed(FailureClass.BUG, "figures_missing", sentence, repr(error)) from error
 
 
 async def _manifest_for_step(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Path:

@@ -37,6 +37,7 @@ _log = structlog.get_logger(__name__)
 async def train_and_publish(attempt: Attempt, parts: Parts) -> Succeeded:
     """What a run does: each phase reads what the one before left."""
     with _phase(attempt, parts, Phase.LOAD):
+        await asyncio.to_thread(attempt.folder.mkdir, parents=True, exist_ok=True, mode=0o700)
         inputs = await phases.load(attempt, parts)
     with _phase(attempt, parts, Phase.PREPARE):
         prepared = await phases.prepare(attempt, parts, inputs)
