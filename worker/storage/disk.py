@@ -1,8 +1,11 @@
-"""The errors of this host's own disk, in our words."""
+"""This host's own disk: its errors in our words, and what is left over on it."""
 
 import errno
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 from worker.errors import NotStored, StorageAway, StorageFull, StorageRefused
@@ -36,3 +39,18 @@ def writing_errors() -> Iterator[None]:
         if error.errno in _REFUSED:
             raise StorageRefused(str(error)) from error
         raise StorageAway(str(error)) from error
+
+
+def remove_older(folder: Path, age_s: float) -> int:
+    """Remove what in a folder has not been touched for `age_s`; bytes removed."""
+    removed, before = 0, time.time() - age_s
+    for path in folder.iterdir():
+        with suppress(OSError):  # somebody else was faster
+            if path.stat().st_mtime < before:
+                inside = [path, *path.rglob("*")] if path.is_dir() else [path]
+                removed += sum(found.stat().st_size for found in inside if found.is_file())
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+    return removed

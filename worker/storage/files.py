@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from worker.errors import StorageRefused, TooLarge
-from worker.storage.disk import local_errors, writing_errors
+from worker.storage.disk import local_errors, remove_older, writing_errors
 from worker.storage.interface import Key, Method, Storage, Stored, check_digest
 from worker.storage.keys import PARTIAL, check_key, check_prefix
 from worker.storage.spool import PIECE, spool
@@ -193,6 +193,11 @@ class FileStorage(Storage):
             return path
 
         return await self._do(look)
+
+    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float) -> int:
+        """See `Storage`: nothing is fetched, but a killed process may have left half a file."""
+        del keep_bytes, unused_s
+        return await self._do(lambda: remove_older(self.root / PARTIAL, partial_s))
 
     def local_path(self, key: str) -> Path:
         """See `Storage`."""

@@ -160,6 +160,19 @@ class Storage(abc.ABC):
             StorageRefused: this storage has no such addresses.
         """
 
+    @abc.abstractmethod
+    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float) -> int:
+        """Clear this host of what a remote storage left on it.
+
+        Args:
+            keep_bytes: of what was fetched; the rest goes, what was used longest ago first,
+            unused_s: but nothing that was used within so many seconds.
+            partial_s: files older than this that never became whole were left by a killed process.
+
+        Returns:
+            Bytes removed.
+        """
+
     async def aclose(self) -> None:
         """Let go of threads and connections."""
         return

@@ -18,9 +18,9 @@ from obstore.store import from_url
 from worker.concurrency import all_of
 from worker.errors import NotStored, TooLarge
 from worker.storage.cache import Cache
-from worker.storage.disk import writing_errors
+from worker.storage.disk import remove_older, writing_errors
 from worker.storage.interface import Key, Method, Storage, StorageOptions, Stored, check_digest
-from worker.storage.keys import check_key, check_prefix
+from worker.storage.keys import PARTIAL, check_key, check_prefix
 from worker.storage.patience import patiently
 from worker.storage.spool import spool
 
@@ -243,6 +243,11 @@ class RemoteStorage(Storage):
                 await asyncio.to_thread(os.fsync, descriptor)
         finally:
             os.close(descriptor)
+
+    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float) -> int:
+        """See `Storage`. Parts of uploads that a killed process began are the bucket's: give it a lifecycle rule."""
+        partial = await asyncio.to_thread(remove_older, self.cache.folder / PARTIAL, partial_s)
+        return partial + await asyncio.to_thread(self.cache.trim, keep_bytes, unused_s)
 
     def local_path(self, key: str) -> None:
         """Nothing lies on this host."""

@@ -1,0 +1,37 @@
+-- name: spent_outputs
+-- Outputs that nobody will ask for again: of a run that is over, what only this run could use; and what was long unused.
+-- What a model version or a report still needs keeps its bytes and loses its row only.
+select s.organization_id, s.content_key, s.address,
+    exists (select from model_versions v where v.run_id = r.id and v.address = s.address)
+        or coalesce(r.report_address like s.address || '/%', false) as needed
+from step_outputs s
+left join training_runs r on r.id = case when s.address ~ '^runs/[0-9a-f-]{36}/' then split_part(s.address, '/', 2)::uuid end
+where s.step <> 'prepare' and r.status in (1, 4, 5) and r.ended_at < db_now() - $1::double precision * interval '1 second'
+    or s.used_at < db_now() - $2::double precision * interval '1 second'
+limit $3
+for update of s skip locked
+
+-- name: forget_outputs
+-- Their bytes are gone, or belong to somebody else now.
+delete from step_outputs s
+using unnest($1::bigint[], $2::text[]) as g (organization_id, content_key)
+where s.organization_id = g.organization_id and s.content_key = g.content_key
+
+-- name: spent_checkpoints
+-- Checkpoints of runs that are over: nobody resumes from them.
+select c.run_id, c.attempt, c.steps_done, c.address
+from run_checkpoints c
+join training_runs r on r.id = c.run_id
+where r.status in (1, 4, 5) and r.ended_at < db_now() - $1::double precision * interval '1 second'
+limit $2
+for update of c skip locked
+
+-- name: forget_spent_checkpoints
+-- Their bytes are gone.
+delete from run_checkpoints c
+using unnest($1::uuid[], $2::int[], $3::int[]) as g (run_id, attempt, steps_done)
+where c.run_id = g.run_id and c.attempt = g.attempt and c.steps_done = g.steps_done
+
+-- name: attempts_under_way
+-- Which of these runs are running, and in which attempt; runs unknown here are not in the answer.
+select r.id, case when r.status = 3 then r.attempt end as attempt from training_runs r where r.id = any ($1::uuid[])

@@ -1,0 +1,172 @@
+"""What runs leave behind goes; what anybody may still need stays."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from schemas.failures import FailureClass
+from tests.store_support import Stage, stage_at, success
+from worker.clock import Clock
+from worker.domain.outcome import Failed
+from worker.errors import StorageAway
+from worker.services.janitor import Janitor, Retention, Swept
+from worker.storage import FileStorage
+from worker.store.janitor import JanitorStore
+from worker.store.runs import Checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from worker.domain.run import ClaimedRun
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+async def stage(database_url: str) -> AsyncIterator[Stage]:
+    async with stage_at(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[FileStorage]:
+    files = FileStorage(tmp_path / "storage")
+    yield files
+    await files.aclose()
+
+
+@pytest.fixture
+def janitor(stage: Stage, storage: FileStorage, tmp_path: Path) -> Janitor:
+    return Janitor(JanitorStore(stage.database), storage, tmp_path / "scratch", Retention(), Clock())
+
+
+async def left_behind(stage: Stage, storage: FileStorage) -> ClaimedRun:
+    """A run with everything that an attempt stores."""
+    run = await stage.running(lease_s=1e9)
+    prefix = f"runs/{run.id}/{run.attempt}"
+    for step in ("prepare", "train", "evaluate", "export"):
+        await storage.put_bytes(f"{prefix}/{step}/file", b"x")
+        await stage.runs.store_step_output(run.fence, f"{run.id}-{step}", step, f"{prefix}/{step}", "0" * 64, 1, {})
+    for steps in (50, 100):
+        address = f"{prefix}/checkpoints/{steps:08d}"
+        await storage.put_bytes(f"{address}/state", b"x")
+        await stage.runs.register_checkpoint(run.fence, Checkpoint(run.attempt, steps, address, "0" * 64, 1, "1"))
+    await storage.put_bytes(f"{prefix}/log.txt", b"log")
+    return run
+
+
+async def kept(storage: FileStorage, run: ClaimedRun) -> set[str]:
+    prefix = f"runs/{run.id}/{run.attempt}/"
+    return {stored.key.removeprefix(prefix) async for stored in storage.listing(f"runs/{run.id}")}
+
+
+async def test_nothing_of_a_run_goes_while_it_may_still_be_needed(
+    stage: Stage, storage: FileStorage, janitor: Janitor
+) -> None:
+    run = await left_behind(stage, storage)
+    stage.clock.advance(2 * DAY)
+    assert await janitor.sweep() == Swept()
+    await stage.settled(run, success(f"runs/{run.id}/{run.attempt}/export"))
+    stage.clock.advance(3_000)
+    assert await janitor.sweep() == Swept()
+    assert len(await kept(storage, run)) == 7
+
+
+async def test_a_published_run_keeps_its_model_its_log_and_its_dataset_only(
+    stage: Stage, storage: FileStorage, janitor: Janitor
+) -> None:
+    run = await left_behind(stage, storage)
+    await stage.settled(run, success(f"runs/{run.id}/{run.attempt}/export"))
+    stage.clock.advance(3_601)
+    assert await janitor.sweep() == Swept(outputs=3, checkpoints=2)
+    assert await kept(storage, run) == {"prepare/file", "export/file", "log.txt"}
+    assert await stage.runs.checkpoints(run.id) == []
+    assert await stage.runs.find_step_output(run.organization_id, f"{run.id}-prepare") is not None
+    assert await janitor.sweep() == Swept()
+
+
+async def test_a_report_outlives_a_run_that_published_nothing(
+    stage: Stage, storage: FileStorage, janitor: Janitor
+) -> None:
+    run = await left_behind(stage, storage)
+    report = f"runs/{run.id}/{run.attempt}/export/report.html"
+    await stage.settled(run, replace(success(), version=None, report_address=report))
+    stage.clock.advance(3_601)
+    await janitor.sweep()
+    assert await kept(storage, run) == {"prepare/file", "export/file", "log.txt"}
+
+
+async def test_a_failed_run_keeps_its_log_and_its_dataset_until_that_is_long_unused(
+    stage: Stage, storage: FileStorage, janitor: Janitor
+) -> None:
+    run = await left_behind(stage, storage)
+    await stage.settled(run, Failed(FailureClass.DATA, "too_little_usable_audio", "Too little."))
+    stage.clock.advance(3_601)
+    await janitor.sweep()
+    assert await kept(storage, run) == {"prepare/file", "log.txt"}
+    stage.clock.advance(20 * DAY)
+    assert await stage.runs.find_step_output(run.organization_id, f"{run.id}-prepare") is not None  # used again
+    stage.clock.advance(20 * DAY)
+    assert await janitor.sweep() == Swept()
+    stage.clock.advance(11 * DAY)
+    assert await janitor.sweep() == Swept(outputs=1)
+    assert await kept(storage, run) == {"log.txt"}
+
+
+async def test_rows_outlive_a_storage_that_is_away_so_that_nothing_is_forgotten(
+    stage: Stage, storage: FileStorage, janitor: Janitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await left_behind(stage, storage)
+    await stage.settled(run, success(f"runs/{run.id}/{run.attempt}/export"))
+    stage.clock.advance(3_601)
+
+    async def away(_: str) -> int:
+        raise StorageAway("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_prefix", away)
+        with pytest.raises(StorageAway):
+            await janitor.sweep()
+    assert await janitor.sweep() == Swept(outputs=3, checkpoints=2)
+
+
+async def test_scratch_of_attempts_that_are_over_goes_and_no_other(
+    stage: Stage, janitor: Janitor, tmp_path: Path
+) -> None:
+    run = await stage.running(lease_s=1e9)
+    over = await stage.queued()
+    stranger = uuid.uuid4()
+    folders = {
+        name: tmp_path / "scratch" / str(run_id) / attempt
+        for name, run_id, attempt in (
+            ("under way", run.id, "1"),
+            ("earlier attempt", run.id, "0"),
+            ("over", over, "1"),
+            ("just made", over, "2"),
+            ("of another database", stranger, "1"),
+        )
+    }
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        (folder / "audio.i16").write_bytes(b"x")
+        if name != "just made":
+            os.utime(folder, (1, 1))
+    assert await janitor.sweep() == Swept(scratch=2)
+    assert {name for name, folder in folders.items() if folder.exists()} == {
+        "under way", "just made", "of another database",
+    }  # fmt: skip
+
+
+async def test_half_a_file_of_a_killed_process_goes_after_a_day(storage: FileStorage, janitor: Janitor) -> None:
+    old, new = storage.root / ".partial/old", storage.root / ".partial/new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    assert await janitor.sweep() == Swept(cache_bytes=4)
+    assert (old.exists(), new.exists()) == (False, True)
