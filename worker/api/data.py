@@ -1,6 +1,7 @@
 """Training data: shown, uploaded and removed."""
 
 import asyncio
+from collections.abc import Sequence
 from uuid import uuid4
 
 from fastapi import Request
@@ -103,7 +104,7 @@ async def add(api: Api, connection: Connection, key: Key, model: Record, items: 
     return list(rows)
 
 
-async def _refuse_if_used(connection: Connection, model_id: int, rows: list[Record]) -> None:
+async def _refuse_if_used(connection: Connection, model_id: int, rows: Sequence[Record]) -> None:
     """What an active run trains on, or will: all there was when its inputs were fixed."""
     if not rows:
         return

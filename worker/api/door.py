@@ -48,7 +48,7 @@ class Door:
             return
         path: str = scope["path"].rstrip("/")  # a trailing slash works, without a redirect
         if path in _OPEN or scope["method"] == "OPTIONS":
-            await self._app(scope | {"path": path}, receive, send)
+            await self._app({**scope, "path": path}, receive, send)
             return
         authorization = tag = None
         for name, value in scope["headers"]:
@@ -74,7 +74,7 @@ class Door:
             await unavailable().response()(scope, receive, send)
             return
         behind: dict[str, Any] = {"path": path, "raw_path": path.encode("utf-8", "surrogateescape"), "key": key}
-        await self._app(scope | behind, receive, send)
+        await self._app({**scope, **behind}, receive, send)
 
 
 def unavailable() -> Refused:

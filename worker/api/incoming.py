@@ -1,5 +1,7 @@
-"""Uploads as they arrive: multipart parsed piece by piece, every limit checked on the way, files on disk and never whole
-in memory. Whatever happens, nothing stays behind."""
+"""Uploads as they arrive: multipart parsed piece by piece, files on disk and never whole in memory.
+
+Every limit is checked on the way. Whatever happens, nothing stays behind.
+"""
 
 import asyncio
 import hashlib

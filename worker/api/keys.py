@@ -23,7 +23,7 @@ class NewKey:
     secret: str
 
 
-class NoSuchKey(LookupError):
+class NoSuchKey(LookupError):  # noqa: N818 - an answer
     """There is no valid key with that id."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
@@ -155,3 +156,13 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
         content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}}}
         responses[str(status)] = {"description": ", ".join(names), "content": content}
     return responses
+
+
+def main() -> None:
+    """Write ``schemas/openapi.json`` beside the package of schemas."""
+    path = Path(wire.__file__).with_name("openapi.json")
+    path.write_text(as_text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

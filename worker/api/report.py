@@ -1,5 +1,7 @@
 """The report of a run: one page that a person would rather look at than JSON. No script, nothing loaded."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
@@ -31,6 +33,11 @@ text{font-size:13px;fill:currentColor}small,.dim{opacity:.7}
 _MOST_ROWS: Final = 200
 _WIDTH: Final = 640
 _HEIGHT: Final = 180
+
+
+def style_digest() -> str:
+    """The style sheet's digest, as a Content-Security-Policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 
 def page(row: Record, transitions: Sequence[Record]) -> str:
@@ -115,7 +122,7 @@ def _table(title: str, document: Mapping[str, Any] | None) -> str:
 def _flat(document: Mapping[str, Any], before: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, value in document.items():
-        path = f"{before} › {name}" if before else str(name)
+        path = f"{before}, {name}" if before else str(name)
         if isinstance(value, dict):
             found += _flat(value, path)
         elif not isinstance(value, list):

@@ -91,7 +91,8 @@ async def read_log(api: Api, key: Key, request: Request) -> Response:
 
 
 async def _nothing() -> AsyncIterator[bytes]:
-    for nothing in ():
+    empty: tuple[bytes, ...] = ()
+    for nothing in empty:
         yield nothing
 
 

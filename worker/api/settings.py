@@ -58,4 +58,4 @@ def read_api_settings() -> ApiSettings:
         pydantic.ValidationError: a value does not fit; names the field.
     """
     folder = SECRETS_FOLDER if SECRETS_FOLDER.is_dir() and os.access(SECRETS_FOLDER, os.R_OK | os.X_OK) else None
-    return ApiSettings(_secrets_dir=folder)  # type: ignore[call-arg]  # pydantic-settings' own argument
+    return ApiSettings(_secrets_dir=folder)

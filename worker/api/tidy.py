@@ -4,8 +4,8 @@ import asyncio
 from typing import Final
 
 from worker.errors import DatabaseAway, StorageAway
-from worker.store.tidying import Purge, TidyStore
 from worker.storage import Storage
+from worker.store.tidying import Purge, TidyStore
 
 _EVERY_S: Final = 60.0
 

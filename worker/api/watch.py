@@ -47,7 +47,8 @@ class Watcher:
             while True:
                 try:
                     async with asyncio.timeout(_ALIVE_S), self._changed:
-                        await self._changed.wait_for(lambda: self._differs(model_id, last))
+                        while not self._differs(model_id, last):
+                            await self._changed.wait()
                 except TimeoutError:
                     yield False
                     continue

@@ -1,5 +1,6 @@
-"""Models and runs as the API reads and changes them. Writes take the caller's transaction, so that they commit with
-their audit entry and their kept answer.
+"""Models and runs as the API reads and changes them.
+
+Writes take the caller's transaction, so that they commit with their audit entry and their kept answer.
 """
 
 from collections import OrderedDict
