@@ -33,6 +33,7 @@ from worker.pipeline.runner import Runner, Story, train_and_publish
 from worker.services.dispatcher import Dispatcher
 from worker.services.relay import Relay
 from worker.services.rescuer import Rescuer
+from worker.services.tidier import Tidier
 from worker.services.watchers import devices_held, watch_backlog, watch_dead_letters, watch_host, watch_loop
 from worker.settings import Settings
 from worker.storage import Storage, StorageOptions, open_storage
@@ -134,6 +135,7 @@ class App:
             clock=clock,
             metrics=self.metrics,
         )
+        self._tidier = Tidier(self._runs, parts.storage, every_s=settings.sweep_s, clock=clock)
         amqp_url = settings.amqp_url.get_secret_value()
         self._relay = Relay(amqp_url, self._outbox, declare, self.metrics)
         self._intake = Intake(amqp_url, self._runs, self._dispatcher.ring, self.metrics)
@@ -191,6 +193,7 @@ class App:
             ("heartbeat", self._heartbeat.run()),
             ("progress", self._progress.run()),
             ("rescuer", self._rescuer.run()),
+            ("tidier", self._tidier.run()),
             ("relay", self._relay.run(self._stop_relay)),
             ("intake", self._intake.run(self._stop)),
             ("drain", self._drain_when_asked()),

@@ -144,6 +144,8 @@ create table training_runs (
     gate text check (gate in ('published', 'no_improvement', 'forgets', 'too_little_test_data')),
     log_address text,
     report_address text,
+    -- Set when the artifacts of a cancelled run are gone.
+    tidied_at timestamptz,
     -- W3C trace context of the request, so that one trace spans API, broker and worker.
     traceparent text,
 
@@ -162,6 +164,7 @@ create index training_runs_waiting on training_runs (organization_id, priority d
 create index training_runs_wait_until on training_runs (wait_until) where status = 2;
 -- What the sweep looks at: as small as the number of slots. Leases are not in it, so that renewing stays a HOT update.
 create index training_runs_running on training_runs (worker_id) where status = 3;
+create index training_runs_untidied on training_runs (ended_at) where status = 1 and tidied_at is null;
 create index training_runs_of_model on training_runs (custom_model_id, created_at desc, id);
 
 -- The history: append-only, one row a move.

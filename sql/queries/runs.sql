@@ -339,6 +339,35 @@ select r.id, coalesce(a.status, r.status) as status, coalesce(a.attempt, r.attem
 from training_runs r left join asked a on a.id = r.id
 where r.id = $1
 
+-- name: cancelled_untidied
+-- Cancelled runs whose artifacts are still there, the oldest first.
+select r.id, r.organization_id from training_runs r
+where r.status = 1 and r.tidied_at is null
+order by r.ended_at
+limit $1
+
+-- name: lock_organization
+-- Whoever claims or moves a run of this organization waits.
+select o.id from organizations o where o.id = $1 for no key update
+
+-- name: forget_cancelled
+-- From here on nobody finds what a cancelled run made; not while another run of its model may be reading it.
+with free as materialized (
+    select r.id, r.organization_id from training_runs r
+    where r.id = $1 and r.status = 1
+        and not exists (select from training_runs a where a.custom_model_id = r.custom_model_id and a.status = 3)
+), outputs as (
+    delete from step_outputs s using free f
+    where s.organization_id = f.organization_id and starts_with(s.address, 'runs/' || f.id || '/')
+), checkpoints as (
+    delete from run_checkpoints c using free f where c.run_id = f.id
+)
+select id from free
+
+-- name: mark_tidied
+-- The artifacts of a cancelled run are gone.
+update training_runs set tidied_at = db_now() where id = $1 and status = 1
+
 -- name: run_by_id
 -- One run, whole.
 select r.*, m.name as model_name, m.key as model_key from training_runs r join custom_models m on m.id = r.custom_model_id

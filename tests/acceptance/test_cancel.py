@@ -78,9 +78,9 @@ async def test_cancel_during_the_terminal_write_wins_until_it_commits(world: Wor
         assert world.command("cancel", str(run)).returncode == 0
         proxy.resume()
         row = await world.over(run)
-    assert (row["status"], row["gate"]) == (1, None)
-    assert await world.pool.fetchval("select count(*) from model_versions") == 0
-    await until(lambda: not kept(world, run), "its artifacts are removed", 10)
+        assert (row["status"], row["gate"]) == (1, None)
+        assert await world.pool.fetchval("select count(*) from model_versions") == 0
+        await until(lambda: not kept(world, run), "its artifacts are removed", 10)
 
 
 async def test_cancel_after_success_is_too_late(world: World) -> None:

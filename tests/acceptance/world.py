@@ -172,17 +172,22 @@ class World:
                 await self.add_file(model, owner, name, content)
         return model, owner
 
-    async def add_file(self, model: int, owner: int, name: str, content: bytes) -> None:
+    def stored_file(self, model: int, owner: int, name: str, content: bytes) -> tuple[str, tuple[object, ...]]:
+        """Put a file into storage; the statement that makes its row, with its arguments."""
         digest = hashlib.sha256(content).hexdigest()
         key = f"organizations/{owner}/models/{model}/data/{digest}"
         path = self.folder / "storage" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        await self.pool.execute(
+        return (
             "insert into training_data (custom_model_id, organization_id, name, stem, kind, bytes, sha256, address, verdict)"
             " values ($1, $2, $3, $4, $5, $6, $7, $8, 'waiting_for_run')",
-            model, owner, name, stem_of(name), kind_of(name), len(content), digest, key,
-        )  # fmt: skip
+            (model, owner, name, stem_of(name), kind_of(name), len(content), digest, key),
+        )
+
+    async def add_file(self, model: int, owner: int, name: str, content: bytes) -> None:
+        statement, arguments = self.stored_file(model, owner, name, content)
+        await self.pool.execute(statement, *arguments)
 
     def plan(self, run: uuid.UUID | None = None, **parameters: Any) -> None:
         """How the fake trainer behaves in this run, or in all that have no plan of their own."""

@@ -166,8 +166,6 @@ class Runner:
         await self._keep_log(attempt)
         settled = await self._written(attempt, outcome)
         self._tell(attempt, outcome, settled)
-        if settled is not None and settled.status is TrainingStatus.NOT_RUNNING:
-            await self._remove_artifacts(attempt)
 
     async def _written(self, attempt: Attempt, outcome: Outcome) -> Settled | None:
         """What the database made of the outcome; None: the run was not ours any more."""
@@ -193,14 +191,6 @@ class Runner:
                 await self._parts.runs.record_log(attempt.fence, address)
         except Exception as error:  # noqa: BLE001 - whatever it is, the outcome matters more
             _log.warning("log not kept", error=str(error))
-
-    async def _remove_artifacts(self, attempt: Attempt) -> None:
-        prefix = f"runs/{attempt.run.id}/{attempt.run.attempt}"
-        for part in ("load", "prepare", "train", "evaluate", "export", "checkpoints"):
-            try:
-                await self._parts.storage.delete_prefix(f"{prefix}/{part}")
-            except StorageAway as error:
-                _log.warning("artifacts left for the janitor", prefix=f"{prefix}/{part}", error=str(error))
 
     def _tell(self, attempt: Attempt, outcome: Outcome, settled: Settled | None) -> None:
         metrics = self._parts.metrics

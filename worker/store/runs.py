@@ -429,6 +429,22 @@ class RunStore:
         rows = await self._database.fetch(_Q["overdue_waiting"], most)
         return [(Fence(row["id"], row["attempt"]), row["waited_s"]) for row in rows]
 
+    async def cancelled_untidied(self, most: int) -> list[tuple[UUID, int]]:
+        """Cancelled runs whose artifacts are still there, with their organizations."""
+        rows = await self._database.fetch(_Q["cancelled_untidied"], most)
+        return [(row["id"], row["organization_id"]) for row in rows]
+
+    async def forget_cancelled(self, run_id: UUID, organization_id: int) -> bool:
+        """Let nobody find what a cancelled run made. False: another run of its model may be reading it now."""
+        async with self._database.transaction() as connection:
+            # A statement of its own: the look below must see every claim that came before the lock.
+            await connection.execute(_Q["lock_organization"], organization_id)
+            return await connection.fetchrow(_Q["forget_cancelled"], run_id) is not None
+
+    async def mark_tidied(self, run_id: UUID) -> None:
+        """The artifacts of a cancelled run are gone."""
+        await self._database.execute(_Q["mark_tidied"], run_id)
+
     async def request_cancel(self, run_id: UUID) -> Record | None:
         """Ask a run to stop: (id, status, attempt, asked); None for an unknown id."""
         return await self._database.fetch_row(_Q["request_cancel"], run_id)
