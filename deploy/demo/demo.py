@@ -45,10 +45,11 @@ def main() -> int:
         status = demo.run()
         if options.keep:
             demo.keep()
-        return 0 if status == 4 else 1  # noqa: PLR2004 - SUCCESS
     except KeyboardInterrupt:
         say("stopped by hand")
         return 130
+    else:
+        return 0 if status == 4 else 1  # noqa: PLR2004 - SUCCESS
     finally:
         demo.stop()
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import urllib.request
-from collections.abc import Callable
-from pathlib import Path
 from random import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from rich.console import Console
@@ -19,6 +17,10 @@ from rich.table import Table
 from schemas.status import TERMINAL, Phase, TrainingStatus
 from worker.store.database import Database
 from worker.store.runs import Limits, RunStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 console = Console(highlight=False)
 _SHOWN_METRICS = (
@@ -141,7 +143,7 @@ def before_and_after(run: dict[str, Any]) -> None:
 
 def glance_at_metrics(url: str) -> None:
     """A few of the worker's own figures."""
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - loopback
         lines = answer.read().decode().splitlines()
     console.print("A glance at /metrics:")
     for line in lines:

@@ -10,7 +10,6 @@ from typing import IO, Any, Final
 
 from schemas.steps import ManifestRow, Verdict
 from worker.trainer.audio import SAMPLE_RATE
-from worker.trainer.failures import bad_data
 from worker.trainer.segments import Segment, cores, decoded
 from worker.trainer.sides import Sides
 from worker.trainer.step import StepRun, write_json
@@ -31,9 +30,7 @@ def run(run: StepRun) -> None:
     if summary is None or summary["key"] != key:
         shutil.rmtree(ready, ignore_errors=True)
         summary = _make(run, manifest, key)
-    if not summary["accepted"]:
-        reasons = ", ".join(f"{count} {code}" for code, count in summary["rejected"].items()) or "no files"
-        raise bad_data("no_usable_audio", f"None of the recordings can be used: {reasons}.", json.dumps(summary))
+    # Nothing usable is a result too: its verdicts tell the customer why, and the worker knows the floor.
     run.result(
         {**summary, "speakers": dict(list(summary["speakers"].items())[:_SPEAKERS_SHOWN])},
         [VERDICTS, *(f"{DATASET}/{name}" for name in ("audio.i16", "index.jsonl", "summary.json"))],

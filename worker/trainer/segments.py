@@ -91,7 +91,8 @@ def _decode_file(rows: list[ManifestRow], parameters: WhisperParameters) -> list
     except FileNotFoundError:
         refusal = Refusal("missing_file", "The recording is not there.")
     except UnreadableAudioError as error:
-        refusal = Refusal("unreadable_audio", f"The recording cannot be read: {error}."[:500])
+        print(f"{rows[0].file}: {error}"[:1000], flush=True)  # noqa: T201 - decoders name paths: for the log only
+        refusal = Refusal("unreadable_audio", "The recording cannot be read: it is cut off, damaged, or no audio file.")
     return [segment if segment.refusal else Segment(segment.row, None, refusal) for segment in segments]
 
 
