@@ -23,7 +23,7 @@ def _whole_number(value: object) -> object:
     return value
 
 
-IdWanted = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=LARGEST_ID)]
+IdWanted = Annotated[int, Field(ge=1, le=LARGEST_ID), BeforeValidator(_whole_number)]
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"),
@@ -246,7 +246,7 @@ class Versions(Wire):
 class WebhookWanted(Wire):
     """Where events should go."""
 
-    url: str = Field(min_length=1, max_length=2_000)
+    url: str = Field(min_length=1, max_length=2_000, description="https, to a public address")
 
 
 class Webhook(Wire):

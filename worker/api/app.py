@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
 from typing import Any, Final
@@ -74,8 +74,9 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         title="Custom Models", lifespan=_lifespan(database, beside), docs_url=None, redoc_url=None, openapi_url=None
     )
     app.state.api = api
-    for endpoint in ENDPOINTS:
-        app.add_route(PREFIX + endpoint.path, _handler(api, endpoint), [endpoint.method], endpoint.name)
+    for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS):
+        here = {endpoint.method: endpoint for endpoint in ENDPOINTS if endpoint.path == path}
+        app.add_route(PREFIX + path, _handler(api, here), list(here))
     app.add_route(f"{PREFIX}/openapi.json", _openapi, ["GET"])
     console = _Console(directory=str(files("worker.api").joinpath("console")))
     app.add_route("/", console.index, ["GET"], include_in_schema=False)
@@ -127,8 +128,11 @@ async def _for_ever(run: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(1)
 
 
-def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def _handler(api: Api, methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:
+    """One route for a path, so that a wrong method is told all the right ones."""
+
     async def handle(request: Request) -> Response:
+        endpoint = methods["GET" if request.method == "HEAD" else request.method]
         key = require(request.scope["key"], endpoint.right)
         return await endpoint.handler(api, key, request)
 

@@ -135,6 +135,34 @@ def _body(endpoint: Endpoint) -> dict[str, Any] | None:
     return None
 
 
+_GIVES: Final = {
+    ("POST", "/custom_models"): ("id", "/id"),
+    ("GET", "/speech-to-text/models"): ("id", "/result/0/id"),
+    ("GET", "/custom_models/{id}/data"): ("data_id", "/result/0/id"),
+    ("POST", "/custom_models/{id}/uploads"): ("upload_id", "/id"),
+    ("GET", "/custom_models/{id}/runs"): ("run_id", "/result/0/id"),
+    ("GET", "/custom_models/{id}/versions"): ("number", "/result/0/number"),
+    ("POST", "/webhooks"): ("webhook_id", "/id"),
+}
+"""Endpoints whose answer names something that others ask for: path parameter, and where it stands."""
+
+
+def _links(endpoint: Endpoint) -> dict[str, Any]:
+    """Where a caller can go from an answer."""
+    gives = _GIVES.get((endpoint.method, endpoint.path))
+    if gives is None:
+        return {}
+    name, pointer = gives
+    known = set(re.findall(r"{(\w+)}", endpoint.path))
+    links = {}
+    for other in ENDPOINTS:
+        needs = set(re.findall(r"{(\w+)}", other.path))
+        if name in needs and needs <= known | {name}:
+            parameters = {name: f"$response.body#{pointer}"} | {one: f"$request.path.{one}" for one in sorted(known)}
+            links[other.name] = {"operationId": other.name, "parameters": parameters}
+    return links
+
+
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
     good: dict[str, Any] = {"description": endpoint.summary}
     if endpoint.shows is not None:
@@ -142,6 +170,9 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
         good["content"] = {"application/json": {"schema": schema}}
     elif endpoint.status != 204:  # noqa: PLR2004 - no content
         good["content"] = {endpoint.media_type: {"schema": {"type": "string"}}}
+    links = _links(endpoint)
+    if links:
+        good["links"] = links
     if endpoint.polled:
         good["headers"] = {"ETag": {"schema": {"type": "string"}}}
     responses = {str(endpoint.status): good}
