@@ -17,7 +17,7 @@ LONGEST_NAME: Final = 400
 """Characters of a file's name, folders included."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DataItem:
     """One stored file of a model."""
 

@@ -27,7 +27,8 @@ _YIELD_EVERY = 200
 class ManifestLimits:
     """What a run may ask of the worker's memory."""
 
-    files: int = 1_000_000
+    files: int = 400_000
+    """About 0.7 KB of memory each."""
     transcript_bytes: int = 16 << 20
     """A .vtt of a whole day has about 2 MB."""
     manifest_bytes: int = 2 << 30
