@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - an assertion reads better on one line
 """The database roles of deploy/postgres/roles.sql: enough to work, and not more."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from worker.store.queries import queries
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-ROLES = Path("deploy/postgres/roles.sql")
+ROLES = Path("deploy/postgres/roles.sql").read_text(encoding="utf-8")
 OF_ROLE = {
     "training_worker": ("runs", "outbox", "workers", "watching", "data"),
     "training_api": ("api_data", "api_keys", "api_lists", "api_models", "api_runs", "api_webhooks"),
@@ -32,7 +33,7 @@ OPERATORS = {  # typed by people, under the owner's login
 async def logins(database_url: str) -> AsyncIterator[dict[str, str]]:
     """Addresses of one login for each role, in a database of the test's own."""
     owner = await asyncpg.connect(database_url)
-    await owner.execute(ROLES.read_text(encoding="utf-8"))
+    await owner.execute(ROLES)
     mark = uuid.uuid4().hex[:8]
     found = {}
     for role in OF_ROLE:
