@@ -10,6 +10,9 @@ from worker.api import data, models, others, runs, uploads, webhooks
 from worker.api.api import Handler
 
 
+_THINGS: Final = {"models": "model", "data": "data", "uploads": "upload", "runs": "run", "webhooks": "webhook"}
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """One method of one path.
@@ -43,9 +46,9 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """A name for clients: what the handler is called, and where."""
-        module = self.handler.__module__.rpartition(".")[2]
-        return f"{self.handler.__name__}_{module}" if "_" not in self.handler.__name__ else self.handler.__name__
+        """A name for clients: what the handler is called, and of what."""
+        thing = _THINGS.get(self.handler.__module__.rpartition(".")[2])
+        return self.handler.__name__ if thing is None or "_" in self.handler.__name__ else f"{self.handler.__name__}_{thing}"
 
 
 _PAGE: Final = ("offset", "limit")
