@@ -16,8 +16,9 @@ def open_storage(url: str, options: StorageOptions | None = None) -> Storage:
     Nothing is asked of a remote storage here; ``size`` of any key tells whether it answers.
 
     Raises:
-        ValueError: not an address of a storage.
+        ValueError: not an address of a storage, or of an endpoint.
         StorageAway: the folder cannot be made or used.
+        StorageRefused: an option that this kind of storage does not have.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
@@ -27,6 +28,9 @@ def open_storage(url: str, options: StorageOptions | None = None) -> Storage:
         return FileStorage(folder)
     if parts.scheme not in {"s3", "s3a", "gs", "az"} or not parts.netloc or parts.query:
         raise ValueError(f"not the address of a storage (file:///…, s3://…, gs://…, az://…): {url!r}")
+    endpoint = options.endpoint if options else None
+    if endpoint and not endpoint.startswith(("https://", "http://")):
+        raise ValueError(f"an S3 endpoint begins with https:// (or http://, unprotected), not {endpoint!r}")
     from worker.storage.remote import RemoteStorage  # noqa: PLC0415 - obstore only where it is used
 
     return RemoteStorage(url, options or StorageOptions())

@@ -21,7 +21,7 @@ from worker.storage.cache import Cache
 from worker.storage.disk import remove_older, writing_errors
 from worker.storage.interface import Key, Method, Storage, StorageOptions, Stored, check_digest
 from worker.storage.keys import PARTIAL, check_key, check_prefix
-from worker.storage.patience import patiently
+from worker.storage.patience import in_our_words, patiently
 from worker.storage.spool import spool
 
 Result = TypeVar("Result")
@@ -129,10 +129,17 @@ class RemoteStorage(Storage):
 
     async def get_bytes(self, key: str, limit_bytes: int) -> bytes:
         """See `Storage`."""
-        size = await self._known_size(key)
+        check_key(key)
+
+        async def small() -> tuple[int, bytes | None]:
+            found = await obstore.get_async(self._store, key)
+            size = found.meta["size"]
+            return size, bytes(await found.bytes_async()) if size <= min(limit_bytes, PART_BYTES) else None
+
+        size, data = await self._do(small)
         if size > limit_bytes:
             raise TooLarge(f"{key} has {size} bytes, more than {limit_bytes}")
-        return b"".join([piece async for piece in self.stream(key, 0, size)])
+        return b"".join([piece async for piece in self.stream(key)]) if data is None else data
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """See `Storage`."""
@@ -260,12 +267,15 @@ class RemoteStorage(Storage):
 
 
 def _opened(url: str, options: StorageOptions, *, retries: int) -> Any:
-    return from_url(
-        url,
-        config=_config(url, options),
-        client_options=_client(options),
-        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=10)},
-    )
+    try:
+        return from_url(
+            url,
+            config=_config(url, options),
+            client_options=_client(options),
+            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=10)},
+        )
+    except foreign.BaseError as error:
+        raise in_our_words(error) from error
 
 
 def _stored(found: Any) -> Stored:
