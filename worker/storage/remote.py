@@ -9,19 +9,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions as foreign
-from obstore.store import from_url
 
 from worker.concurrency import all_of
 from worker.errors import NotStored, TooLarge
 from worker.storage.cache import Cache
+from worker.storage.connect import connected
 from worker.storage.disk import remove_older, writing_errors
 from worker.storage.interface import Key, Method, Storage, StorageOptions, Stored, check_digest
 from worker.storage.keys import PARTIAL, check_key, check_prefix
-from worker.storage.patience import in_our_words, patiently
+from worker.storage.patience import patiently
 from worker.storage.spool import spool
 
 Result = TypeVar("Result")
@@ -32,9 +31,6 @@ _MOST_PARTS: Final = 9_000
 _PARTS_AT_ONCE: Final = 4
 _FILES_AT_ONCE: Final = 4
 _KEYS_AT_ONCE: Final = 1_000
-_REQUEST_S: Final = 30
-_SILENCE_S: Final = 15
-_CONNECT_S: Final = 5
 
 
 class RemoteStorage(Storage):
@@ -55,8 +51,8 @@ class RemoteStorage(Storage):
         self._own_cache = None if options.cache else Path(tempfile.mkdtemp(prefix="speech-training-"))
         self.cache = Cache(options.cache or self._own_cache or Path())
         # Few retries of obstore's own: `patiently` is what waits, and it renews signatures.
-        self._store = _opened(url, options, retries=2)
-        self._unretried = _opened(url, options, retries=0)
+        self._store = connected(url, options, retries=2)
+        self._unretried = connected(url, options, retries=0)
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE * 2)
 
     async def aclose(self) -> None:
@@ -266,18 +262,6 @@ class RemoteStorage(Storage):
         return str(await self._do(lambda: obstore.sign_async(self._store, method, key, timedelta(seconds=expires_s))))
 
 
-def _opened(url: str, options: StorageOptions, *, retries: int) -> Any:
-    try:
-        return from_url(
-            url,
-            config=_config(url, options),
-            client_options=_client(options),
-            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=10)},
-        )
-    except foreign.BaseError as error:
-        raise in_our_words(error) from error
-
-
 def _stored(found: Any) -> Stored:
     return Stored(found["path"], found["size"], found["last_modified"], found["e_tag"] or "")
 
@@ -292,37 +276,3 @@ def _write_at(descriptor: int, piece: bytes, start: int) -> None:
     while left:
         written = os.pwrite(descriptor, left, start)
         left, start = left[written:], start + written
-
-
-def _client(options: StorageOptions) -> Any:
-    client: dict[str, Any] = {
-        "connect_timeout": timedelta(seconds=_CONNECT_S),
-        "read_timeout": timedelta(seconds=_SILENCE_S),
-        "timeout": timedelta(seconds=_REQUEST_S),
-        "allow_http": (options.endpoint or "").startswith("http://"),
-    }
-    if options.ca_file is not None:
-        client["root_certificate"] = options.ca_file.read_bytes()
-    return client
-
-
-def _config(url: str, options: StorageOptions) -> Any:
-    """Options by obstore's names; those of S3 only where it is S3."""
-    config: dict[str, Any] = dict(options.extra)
-    where = urlsplit(url)
-    if where.scheme not in {"s3", "s3a"}:
-        return config
-    endpoint = options.endpoint
-    path_style = bool(endpoint) if options.path_style is None else options.path_style
-    if endpoint and not path_style:
-        server = urlsplit(endpoint)
-        endpoint = server._replace(netloc=f"{where.netloc}.{server.netloc}").geturl()
-    named = {
-        "endpoint": endpoint,
-        "region": options.region,
-        "access_key_id": options.access_key_id,
-        "secret_access_key": options.secret_access_key,
-        "session_token": options.session_token,
-        "virtual_hosted_style_request": not path_style,
-    }
-    return config | {name: value for name, value in named.items() if value is not None}

@@ -55,8 +55,6 @@ def test_an_endpoint_without_its_protocol_is_refused(tmp_path, endpoint):
         open_storage("s3://bucket", StorageOptions(cache=tmp_path, endpoint=endpoint))
 
 
-def test_secrets_do_not_show(tmp_path):
-    options = StorageOptions(
-        tmp_path, None, "r", "id", "very-secret", "token-secret", extra={"account_key": "a-secret"}
-    )
-    assert "secret" not in repr(options)
+def test_secrets_do_not_show():
+    options = StorageOptions(None, None, "r", "id", "hidden-1", "hidden-2", extra={"account_key": "hidden-3"})
+    assert "hidden" not in repr(options)
