@@ -94,7 +94,7 @@ class Stage:
         return claimed[0]
 
     async def settled(self, run: ClaimedRun, outcome: Outcome) -> Settled | None:
-        move = self.runs.move(run, outcome)
+        move = self.runs.moves.after(run, outcome)
         assert move is not None
         return await self.runs.settle(move)
 

@@ -15,6 +15,7 @@ import structlog
 
 from worker import __version__
 from worker.clock import Clock
+from worker.domain.moves import Limits
 from worker.domain.outcome import Succeeded
 from worker.errors import DatabaseAway, WorkerError
 from worker.health import HealthServer
@@ -42,9 +43,10 @@ from worker.store.database import Database
 from worker.store.migrations import check_schema
 from worker.store.models import ModelStore
 from worker.store.outbox import OutboxStore
-from worker.store.runs import Limits, RunStore
+from worker.store.runs import RunStore
 from worker.store.watching import WatchStore
 from worker.store.workers import WorkerStore
+from worker.tracing import open_tracing
 
 _WATCH_S: Final = 5.0
 _WATCH_DEAD_LETTERS_S: Final = 30.0
@@ -70,6 +72,7 @@ class App:
         self._settings = settings
         self.worker_id: Final = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.metrics: Final = Metrics()
+        self._tracing = open_tracing(settings.traces_url, "speech-training-worker")
         self._stop = asyncio.Event()
         self._cut_short = asyncio.Event()
         # The relay ends last: hand-overs have something to tell.
@@ -110,6 +113,7 @@ class App:
             timing=Timing(settings.lease_s, settings.pause_s, settings.stall_s, settings.run_limit_s),
             minimum_audio_s=settings.minimum_audio_s,
             keep_checkpoints=settings.keep_checkpoints,
+            tracing=self._tracing,
         )
         self._storage = parts.storage
         story: Story = nothing_to_train if settings.launcher == "noop" else train_and_publish
@@ -137,8 +141,8 @@ class App:
         )
         self._tidier = Tidier(self._runs, parts.storage, every_s=settings.sweep_s, clock=clock)
         amqp_url = settings.amqp_url.get_secret_value()
-        self._relay = Relay(amqp_url, self._outbox, declare, self.metrics)
-        self._intake = Intake(amqp_url, self._runs, self._dispatcher.ring, self.metrics)
+        self._relay = Relay(amqp_url, self._outbox, declare, self.metrics, tracing=self._tracing)
+        self._intake = Intake(amqp_url, self._runs, self._dispatcher.ring, self.metrics, tracing=self._tracing)
         self._health = HealthServer(
             self.metrics.registry, self._readiness, settings.observe_host, settings.observe_port
         )
@@ -146,12 +150,14 @@ class App:
     async def run(self) -> int:
         """Work until SIGTERM, a drain, or something that cannot be mended; the exit code."""
         self._listen_to_signals()
-        await self._start()
+        if not await self._started_before_stop():
+            return 0
         services = [asyncio.create_task(self._guarded(name, work), name=name) for name, work in self._beside()]
         dispatching = asyncio.create_task(self._guarded("dispatcher", self._dispatcher.run(self._stop)))
         await self._stop.wait()
         await dispatching
         await self._wind_down(services)
+        self._ignore_signals()
         return 0 if self._failed is None else 1
 
     # --- starting ------------------------------------------------------------------------------------------------
@@ -160,6 +166,27 @@ class App:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
+
+    @staticmethod
+    def _ignore_signals() -> None:
+        """Everything is handed over: an impatient SIGTERM must not turn an orderly end into a violent one."""
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(name)
+            signal.signal(name, signal.SIG_IGN)
+
+    async def _started_before_stop(self) -> bool:
+        """Start; False: told to stop first, as when the database is away and nothing begins."""
+        starting, stopping = asyncio.create_task(self._start()), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+            return starting.done()
+        finally:
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
 
     def stop(self) -> None:
         """Hand over and end; asked a second time, without waiting for checkpoints."""
@@ -269,6 +296,7 @@ class App:
         await self._storage.aclose()
         for database in (self._database, self._heart_database, self._look_database):
             await database.close()
+        await asyncio.to_thread(self._tracing.close)
         _log.info("worker ended", worker=self.worker_id)
 
 

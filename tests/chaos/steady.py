@@ -12,7 +12,7 @@ import asyncpg
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class SteadyDatabase:

@@ -123,6 +123,6 @@ async def test_slot_is_free_again_after_every_kind_of_end(stage: Stage) -> None:
         await stage.settled(run, outcome)
         row = await stage.row(run.id)
         if row["status"] == 2:
-            await stage.runs.settle(stage.runs.cancel_queued_move(run.fence))
+            await stage.runs.settle(stage.runs.moves.cancel_queued(run.fence))
         await stage.books_agree()
         assert (await stage.row(run.id))["status"] in (1, 4, 5)

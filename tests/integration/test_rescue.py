@@ -65,7 +65,7 @@ async def test_expired_lease_is_claimed_by_another_worker_with_the_next_attempt(
     run = await stage.running("w1", LEASE_S)
     stage.clock.advance(LEASE_S + 1)
     [orphan] = await stage.runs.orphans(10)
-    settled = await stage.runs.settle(stage.runs.orphan_move(orphan))
+    settled = await stage.runs.settle(stage.runs.moves.of_orphan(orphan))
     assert settled is not None
     assert settled.status == 2
     stage.clock.advance(3600)
@@ -86,7 +86,7 @@ async def test_renewal_between_the_look_and_the_move_saves_the_owner(stage: Stag
     run = await stage.running("w1", LEASE_S)
     stage.clock.advance(LEASE_S + 1)
     [orphan] = await stage.runs.orphans(10)
-    move = stage.runs.orphan_move(orphan)
+    move = stage.runs.moves.of_orphan(orphan)
     await stage.runs.renew("w1", [run.fence], LEASE_S)
     assert await stage.runs.settle(move) is None
     row = await stage.row(run.id)
@@ -99,12 +99,12 @@ async def test_owner_and_two_rescuers_at_once_move_the_run_once(stage: Stage) ->
         stage.clock.advance(LEASE_S + 1)
         [orphan] = await stage.runs.orphans(10)
         stores = [stage.store(stage.database) for _ in range(3)]
-        moves = [store.orphan_move(orphan) for store in stores[:2]] + [stores[2].move(run, success())]
+        moves = [store.moves.of_orphan(orphan) for store in stores[:2]] + [stores[2].moves.after(run, success())]
         settled = await asyncio.gather(*(store.settle(move) for store, move in zip(stores, moves, strict=True)))
         assert sum(end is not None for end in settled) == 1
         row = await stage.row(run.id)
         if row["status"] == 2:
-            await stage.runs.settle(stage.runs.cancel_queued_move(run.fence))
+            await stage.runs.settle(stage.runs.moves.cancel_queued(run.fence))
         await stage.books_agree()
 
 
@@ -113,7 +113,7 @@ async def test_rescue_of_a_run_whose_cancel_was_asked_ends_it(stage: Stage) -> N
     await stage.runs.request_cancel(run.id)
     stage.clock.advance(LEASE_S + 1)
     [orphan] = await stage.runs.orphans(10)
-    await stage.runs.settle(stage.runs.orphan_move(orphan))
+    await stage.runs.settle(stage.runs.moves.of_orphan(orphan))
     assert await stage.history(run.id) == [(None, 2), (2, 3), (3, 1)]
 
 
@@ -126,7 +126,7 @@ async def test_run_that_keeps_killing_its_worker_is_failed_with_its_own_class(da
             assert run.attempt == attempt
             stage.clock.advance(LEASE_S + 1)
             [orphan] = await stage.runs.orphans(10)
-            await stage.runs.settle(stage.runs.orphan_move(orphan))
+            await stage.runs.settle(stage.runs.moves.of_orphan(orphan))
         row = await stage.row(run_id)
         assert (row["status"], row["failure_class"], row["failures"]) == (5, "lost_worker", 3)
 
@@ -147,7 +147,7 @@ async def test_run_that_waits_too_long_fails_with_class_timeout(database_url: st
         assert await stage.runs.overdue_waiting(10) == []
         stage.clock.advance(2)
         [(fence, waited_s)] = await stage.runs.overdue_waiting(10)
-        settled = await stage.runs.settle(stage.runs.overdue_move(fence, waited_s))
+        settled = await stage.runs.settle(stage.runs.moves.of_overdue(fence, waited_s))
         assert settled is not None
         row = await stage.row(run_id)
         assert (row["status"], row["failure_class"], row["failure_code"]) == (5, "timeout", "waited_too_long")
@@ -172,7 +172,7 @@ async def test_run_claimed_between_the_look_and_the_end_is_not_failed_for_waitin
         stage.clock.advance(101)
         [(fence, waited_s)] = await stage.runs.overdue_waiting(10)
         await stage.runs.claim("w1", 1, LEASE_S)
-        assert await stage.runs.settle(stage.runs.overdue_move(fence, waited_s)) is None
+        assert await stage.runs.settle(stage.runs.moves.of_overdue(fence, waited_s)) is None
         assert (await stage.row(run_id))["status"] == 3
 
 

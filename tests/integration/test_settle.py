@@ -42,7 +42,7 @@ async def stage(database_url: str) -> AsyncIterator[Stage]:
 @pytest.mark.parametrize("outcome", ENDS, ids=lambda outcome: type(outcome).__name__)
 async def test_same_move_settled_twice_has_happened_once(stage: Stage, outcome: object) -> None:
     run = await stage.running()
-    move = stage.runs.move(run, outcome)
+    move = stage.runs.moves.after(run, outcome)
     first = await stage.runs.settle(move)
     again = await stage.runs.settle(move)
     assert first is not None
@@ -78,7 +78,7 @@ async def test_end_by_the_last_claimant_is_valid_after_its_lease_has_died(stage:
 @pytest.mark.parametrize("outcome", [success(), CRASH, HandedOver()], ids=["success", "crash", "handed_over"])
 async def test_answer_lost_on_the_wire_is_found_by_asking_again(stage: Stage, outcome: object) -> None:
     run = await stage.running()
-    move = stage.runs.move(run, outcome)
+    move = stage.runs.moves.after(run, outcome)
     async with Proxy(stage.url) as proxy:
         database = ClockedDatabase(proxy.url, stage.clock, size=1, answer_s=5)
         store = stage.store(database)
@@ -169,7 +169,7 @@ async def test_cancel_of_a_queued_run_is_one_guarded_move(stage: Stage) -> None:
     answer = await stage.runs.request_cancel(run_id)
     from worker.domain.run import Fence  # noqa: PLC0415
 
-    settled = await stage.runs.settle(stage.runs.cancel_queued_move(Fence(run_id, answer["attempt"])))
+    settled = await stage.runs.settle(stage.runs.moves.cancel_queued(Fence(run_id, answer["attempt"])))
     assert settled is not None
     assert settled.status == 1
     assert await stage.history(run_id) == [(None, 2), (2, 1)]

@@ -5,11 +5,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import SystemRandom
 
+from worker.domain.moves import Limits
 from worker.settings import Settings
 from worker.store.data import DataStore
 from worker.store.database import Database
 from worker.store.models import ModelStore
-from worker.store.runs import Limits, RunStore
+from worker.store.runs import RunStore
 from worker.store.workers import WorkerStore
 
 

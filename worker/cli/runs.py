@@ -19,7 +19,7 @@ from worker.store.runs import Request
 
 
 async def request_run(settings: Settings, options: argparse.Namespace) -> int:
-    """Publish a request, mandatory and confirmed. Settings of the run go into its row first: a message carries ids only."""
+    """Publish a request, confirmed. Settings of the run go into its row first: a message carries ids only."""
     async with stores(settings) as opened:
         model = await opened.models.model(options.model)
         if model is None or model["deleted_at"] is not None:
@@ -104,7 +104,7 @@ async def cancel(settings: Settings, options: argparse.Namespace) -> int:
         if not asked["asked"]:
             return complain(f"run {run_id} is over ({TrainingStatus(asked['status']).name})")
         if asked["status"] == TrainingStatus.READY_TO_RUN:
-            await opened.runs.settle(opened.runs.cancel_queued_move(Fence(run_id, asked["attempt"])))
+            await opened.runs.settle(opened.runs.moves.cancel_queued(Fence(run_id, asked["attempt"])))
             said(f"run {run_id} is cancelled", json_wanted=options.json, run_id=str(run_id), cancelled=True)
         else:
             said(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from worker.app import run_worker
+from worker.app import run_worker, storage_of
 from worker.cli.show import complain, said
 from worker.settings import Settings
 from worker.store.migrations import migrate as apply_migrations
@@ -13,14 +13,18 @@ async def run(settings: Settings, _options: argparse.Namespace) -> int:
     return await run_worker(settings)
 
 
-async def api(_settings: Settings, _options: argparse.Namespace) -> int:
+async def api(settings: Settings, _options: argparse.Namespace) -> int:
     """Serve the HTTP API."""
     try:
         from worker.api.app import serve  # noqa: PLC0415 - an extra
         from worker.api.settings import ApiSettings  # noqa: PLC0415
     except ImportError as error:
         return complain(f"{error}: install the extra, pip install 'speech-training-worker[api]'")
-    await serve(ApiSettings())
+    storage = storage_of(settings)
+    try:
+        await serve(ApiSettings(), storage)
+    finally:
+        await storage.aclose()
     return 0
 
 

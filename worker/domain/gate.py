@@ -13,7 +13,7 @@ LARGEST_GENERAL_LOSS: Final = 0.005
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of the evaluation, WER as fractions; changes are custom minus base, with a 95 % paired bootstrap interval."""
+    """Figures of the evaluation, WER as fractions; changes are custom minus base, 95 % paired bootstrap intervals."""
 
     test_words: int
     wer_base: float
@@ -39,13 +39,13 @@ def decide(measured: Measured) -> Decision:
         return Decision(
             Gate.TOO_LITTLE_TEST_DATA,
             f"Only {measured.test_words} words of test speech: too few to tell whether the model is better."
-            f" Add recordings until there are at least {LEAST_TEST_WORDS} test words (about one file in ten becomes test).",
+            f" Add recordings until there are at least {LEAST_TEST_WORDS} test words; about one file in ten is for test.",
         )
     figures = f"{measured.wer_base:.1%} of words wrong before, {measured.wer_custom:.1%} after"
     if measured.change_high >= 0:
         return Decision(
             Gate.NO_IMPROVEMENT,
-            f"The trained model is not measurably better on your test speech ({figures}), so the present one stays in use.",
+            f"The trained model is not measurably better on your test speech ({figures}), so the present one stays.",
         )
     if (
         measured.general_base is not None
@@ -57,6 +57,6 @@ def decide(measured: Measured) -> Decision:
         return Decision(
             Gate.FORGETS,
             f"The trained model is better on your speech ({figures}) but understands ordinary speech less well"
-            f" ({measured.general_base:.1%} before, {measured.general_custom:.1%} after), so the present one stays in use.",
+            f" ({measured.general_base:.1%} before, {measured.general_custom:.1%} after), so the present one stays.",
         )
     return Decision(Gate.PUBLISHED, f"The trained model is better on your test speech: {figures}. It is in use now.")

@@ -35,7 +35,7 @@ RULES: Final = MappingProxyType(
             counts=True,
             first_pause_s=60,
             customer="The training needed more memory than was available.",
-            operator="Raise WORKER_TRAINER_MEMORY_BYTES, lower the recipe's batch_frames, or use a larger machine.",
+            operator="Raise WORKER_TRAINER_MEMORY_BYTES, lower the recipe's batch_size, or take a larger machine.",
         ),
         FailureClass.CRASHED: Rule(
             retry=True,
@@ -77,7 +77,7 @@ RULES: Final = MappingProxyType(
             counts=True,
             first_pause_s=5,
             customer="The machine that trained the model was lost.",
-            operator="A worker died or was cut off without handing over. Several times on one run: it may kill its worker.",
+            operator="A worker died or was cut off without handing over. If one run keeps doing it, look there.",
         ),
         FailureClass.CANCELLED: Rule(
             retry=False,
@@ -91,7 +91,7 @@ RULES: Final = MappingProxyType(
             counts=True,
             first_pause_s=30,
             customer="The training failed because of a mistake of ours.",
-            operator="An exception nobody foresaw: the traceback is in the failure's detail and the run's log. Please report it.",
+            operator="An exception nobody foresaw: the traceback is in the failure's detail. Please report it.",
         ),
     }
 )

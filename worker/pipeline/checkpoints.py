@@ -25,9 +25,8 @@ async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event:
         RunLost: another attempt owns the run.
         StorageAway: the bytes could not be stored.
     """
-    root = Path(spec.output).resolve()
-    folder = (root / event.path).resolve()
-    if not folder.is_relative_to(root) or not folder.is_dir():
+    folder = await asyncio.to_thread(_folder_of, spec, event)
+    if folder is None:
         _log.warning("checkpoint announced but not there", path=event.path)
         return
     if await asyncio.to_thread(tree_digest, folder) != event.sha256:
@@ -44,6 +43,12 @@ async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event:
     parts.metrics.checkpoints.inc()
     _log.info("checkpoint registered", steps_done=event.steps_done, bytes=event.bytes)
     await _prune(attempt, parts)
+
+
+def _folder_of(spec: StepSpec, event: events.Checkpoint) -> Path | None:
+    root = Path(spec.output).resolve()
+    folder = (root / event.path).resolve()
+    return folder if folder.is_relative_to(root) and folder.is_dir() else None
 
 
 async def _prune(attempt: Attempt, parts: Parts) -> None:

@@ -9,6 +9,7 @@ from worker.storage import Storage
 from worker.store.data import DataStore
 from worker.store.models import ModelStore
 from worker.store.runs import RunStore
+from worker.tracing import OFF, Tracing
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,4 @@ class Parts:
     timing: Timing
     minimum_audio_s: float
     keep_checkpoints: int
+    tracing: Tracing = OFF

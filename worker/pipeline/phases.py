@@ -45,7 +45,7 @@ class Prepared:
 
 
 async def load(attempt: Attempt, parts: Parts) -> RunInputs:
-    """Fix what this run trains on: manifest with digest, base, recipe, hyper-parameters, seed. Later attempts use the same."""
+    """Fix what this run trains on, for every attempt: manifest, base, recipe, hyper-parameters, seed."""
     run = attempt.run
     if run.inputs is not None:
         return run.inputs
@@ -253,16 +253,13 @@ async def _base_weights(parts: Parts, inputs: RunInputs) -> Path:
     """
     folder = Path(inputs.base_weights)
     if folder.is_absolute():
-        if folder.is_dir():
-            return folder
-    else:
-        try:
-            return await parts.storage.materialize(inputs.base_weights)
-        except NotStored:
-            pass
-    raise StepFailed(
-        FailureClass.INFRASTRUCTURE,
-        "base_weights_missing",
-        "The base model of this language could not be loaded.",
-        f"{inputs.base_weights}: register weights with `python -m worker base-language add`",
-    )
+        return folder  # whether it is there, the step sees on its own machine
+    try:
+        return await parts.storage.materialize(inputs.base_weights)
+    except NotStored as error:
+        raise StepFailed(
+            FailureClass.INFRASTRUCTURE,
+            "base_weights_missing",
+            "The base model of this language could not be loaded.",
+            f"{inputs.base_weights}: register weights with `python -m worker base-language-add`",
+        ) from error

@@ -2,26 +2,26 @@
 
 import asyncio
 import shutil
-import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
 
 from schemas.failures import FailureClass
 from schemas.status import Phase, TrainingStatus
+from worker.domain.moves import Settled
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Outcome, Succeeded
 from worker.domain.run import ClaimedRun
-from worker.errors import DatabaseRefused, RunLost, StepFailed, StorageAway, StorageFull
-from worker.launchers.interface import LauncherUnavailable
+from worker.errors import DatabaseRefused
 from worker.pipeline import phases
 from worker.pipeline.attempt import Attempt, Ending
+from worker.pipeline.failures import outcome_of
 from worker.pipeline.heartbeat import Heartbeat
 from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
-from worker.pipeline.steps import Stopped
-from worker.store.runs import Settled
+from worker.tracing import trace_of
 
 _OUTCOMES: Final = {
     Succeeded: "succeeded",
@@ -72,9 +72,12 @@ class Runner:
             run: just claimed.
             claimed_at: monotonic second before the claim was sent; the lease counts from there.
         """
-        with structlog.contextvars.bound_contextvars(
-            run=str(run.id), attempt=run.attempt, organization=run.organization_id, model=run.custom_model_id
-        ):
+        facts: dict[str, str | int] = {"run": str(run.id), "attempt": run.attempt}
+        facts |= {"organization": run.organization_id, "model": run.custom_model_id}
+        tracing, trace = self._parts.tracing, trace_of(run.id, run.traceparent)
+        if run.attempt == 1:
+            tracing.record("wait for a slot", run.created_at, trace, **facts)
+        with structlog.contextvars.bound_contextvars(**facts), tracing.span("attempt", trace, **facts):
             attempt = self._begin(run, claimed_at)
             try:
                 outcome = await self._live(attempt)
@@ -147,7 +150,7 @@ class Runner:
             return story.result()
         if attempt.ending is not None:
             return HandedOver()  # a step cut short by its end says nothing about the run
-        return _failed(error)
+        return outcome_of(error)
 
     def _timed_out(self, attempt: Attempt) -> Failed:
         hours = self._parts.timing.run_limit_s / 3600
@@ -164,23 +167,26 @@ class Runner:
         """Say in the database how the attempt ended: the one place where a run becomes a success."""
         attempt.settling = True
         await self._keep_log(attempt)
-        settled = await self._written(attempt, outcome)
+        with self._parts.tracing.span("settle", outcome=type(outcome).__name__):
+            settled = await self._written(attempt, outcome)
+            self._parts.tracing.note(to="lost" if settled is None else settled.status.name)
         self._tell(attempt, outcome, settled)
 
     async def _written(self, attempt: Attempt, outcome: Outcome) -> Settled | None:
         """What the database made of the outcome; None: the run was not ours any more."""
-        runs = self._parts.runs
-        move = runs.move(attempt.run, outcome)
-        if move is None:
-            return None
         try:
-            return await until_answered(lambda: runs.settle(move), self._parts.clock, what="settle")
-        except DatabaseRefused as error:
+            return await self._moved(attempt, outcome)
+        except (DatabaseRefused, ValueError) as error:  # such as a figure that is no number
             _log.exception("the database refused the outcome", outcome=type(outcome).__name__)
             sentence = "The training failed because of a mistake of ours."
-            refused = runs.move(attempt.run, Failed(FailureClass.BUG, "outcome_refused", sentence, str(error)))
-            assert refused is not None
-            return await until_answered(lambda: runs.settle(refused), self._parts.clock, what="settle")
+            return await self._moved(attempt, Failed(FailureClass.BUG, "outcome_refused", sentence, str(error)))
+
+    async def _moved(self, attempt: Attempt, outcome: Outcome) -> Settled | None:
+        runs = self._parts.runs
+        move = runs.moves.after(attempt.run, outcome)
+        if move is None:
+            return None
+        return await until_answered(lambda: runs.settle(move), self._parts.clock, what="settle")
 
     async def _keep_log(self, attempt: Attempt) -> None:
         """The run's own log stays with its artifacts; losing it loses no run."""
@@ -225,51 +231,19 @@ class _phase:  # noqa: N801 - reads as a verb in the story
     def __init__(self, attempt: Attempt, parts: Parts, phase: Phase) -> None:
         self._attempt, self._parts, self._name = attempt, parts, phase
         self._began: Final = parts.clock.monotonic()
+        self._span: Final = parts.tracing.span(f"phase {phase}")
 
     def __enter__(self) -> None:
         self._attempt.enter(self._name)
         self._parts.metrics.phase.labels(self._name.value).inc()
+        self._span.__enter__()
         _log.info("phase begins", phase=self._name.value)
 
-    def __exit__(self, *_raised: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._span.__exit__(kind, error, trace)
         seconds = self._parts.clock.monotonic() - self._began
         self._attempt.phase_seconds[self._name.value] = seconds
         self._parts.metrics.phase.labels(self._name.value).dec()
         self._parts.metrics.phase_s.labels(self._name.value).observe(seconds)
-
-
-def _failed(error: BaseException) -> Outcome:
-    """The class of what went wrong."""
-    match error:
-        case RunLost():
-            return Lost()
-        case StepFailed():
-            return Failed(error.failure_class, error.code, error.reason, error.detail)
-        case LauncherUnavailable():
-            return Failed(
-                FailureClass.CAPACITY, error.code, "The training is waiting for a free machine.", error.detail
-            )
-        case StorageFull():
-            return Failed(
-                FailureClass.INFRASTRUCTURE,
-                "storage_full",
-                "Our storage is full; we have been told.",
-                str(error),
-            )
-        case StorageAway():
-            return Failed(FailureClass.INFRASTRUCTURE, "storage_away", "Our storage was not available.", str(error))
-        case Stopped():
-            return Failed(
-                FailureClass.CRASHED,
-                "stopped_by_a_stranger",
-                "The training was stopped from outside.",
-                str(error),
-            )
-        case OSError(errno=28):
-            return Failed(FailureClass.INFRASTRUCTURE, "disk_full", "A disk of ours is full.", str(error))
-        case MemoryError():
-            return Failed(FailureClass.OUT_OF_MEMORY, "worker_memory", "Our service ran out of memory.", str(error))
-        case _:
-            detail = "".join(traceback.format_exception(error))[-20_000:]
-            sentence = "The training failed because of a mistake of ours."
-            return Failed(FailureClass.BUG, type(error).__name__, sentence, detail)

@@ -89,8 +89,9 @@ async def run_step(  # noqa: PLR0913 - a step is told many things
         output=str(output),
         context=context or {},
     )
-    async with _started(attempt, parts, spec) as handle:
-        ended = await _watch(attempt, parts, spec, handle)
+    with parts.tracing.span(f"step {step}", step=step.value):
+        async with _started(attempt, parts, spec) as handle:
+            ended = await _watch(attempt, parts, spec, handle)
     result = _result(ended)
     return await _keep(attempt, parts, spec, result, key)
 

@@ -76,8 +76,8 @@ class Rescuer:
         try:
             orphans = await self._runs.orphans(_BATCH)
             overdue = await self._runs.overdue_waiting(_BATCH)
-            moves = [self._runs.orphan_move(orphan) for orphan in orphans]
-            moves += [self._runs.overdue_move(fence, waited_s) for fence, waited_s in overdue]
+            moves = [self._runs.moves.of_orphan(orphan) for orphan in orphans]
+            moves += [self._runs.moves.of_overdue(fence, waited_s) for fence, waited_s in overdue]
             settled = await asyncio.gather(*(self._runs.settle(move) for move in moves))
         except (DatabaseAway, DatabaseRefused) as error:
             _log.warning("sweep not finished", error=str(error))

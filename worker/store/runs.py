@@ -1,16 +1,13 @@
 """Runs: registered, claimed, renewed, settled. One method per named query; ids make every write safe to repeat."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, assert_never
+from typing import Any, Final
 from uuid import UUID, uuid4
 
-from schemas.failures import FailureClass
 from schemas.status import TrainingStatus
-from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Outcome, Succeeded
-from worker.domain.retry import GiveUp, Retry, after_failure
+from worker.domain.moves import Limits, Move, Moves, Orphan, Settled
 from worker.domain.run import ClaimedRun, Fence, RunInputs
 from worker.errors import RunLost
 from worker.store.batch import Batch
@@ -30,45 +27,6 @@ class Request:
     traceparent: str | None = None
     parameters: dict[str, Any] | None = None
     priority: int = 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a run may use up."""
-
-    failures: int = 3
-    hand_overs: int = 50
-    wait_s: float = 7 * 86_400.0
-    run_s: float = 86_400.0
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What the database made of an ending."""
-
-    status: TrainingStatus
-    sequence: int
-
-
-@dataclass(frozen=True)
-class Move:
-    """One move out of a status, ready for the ``settle_runs`` statement. Its id is made before the first try."""
-
-    fence: Fence
-    from_status: TrainingStatus
-    to_status: TrainingStatus
-    transition_id: UUID
-    fields: dict[str, Any]
-
-    def row(self) -> dict[str, Any]:
-        """The move as the statement reads it."""
-        return {
-            "run_id": str(self.fence.run_id),
-            "attempt": self.fence.attempt,
-            "from_status": int(self.from_status),
-            "to_status": int(self.to_status),
-            "transition_id": str(self.transition_id),
-        } | self.fields
 
 
 @dataclass(frozen=True)
@@ -94,17 +52,6 @@ class Checkpoint:
     recipe_version: str
 
 
-@dataclass(frozen=True)
-class Orphan:
-    """A run whose lease has died."""
-
-    fence: Fence
-    failures: int
-    worker_id: str
-    phase: str | None
-    dead_s: float
-
-
 class RunStore:
     """Every statement on runs.
 
@@ -117,7 +64,7 @@ class RunStore:
     def __init__(self, database: Database, limits: Limits, random: Callable[[], float]) -> None:
         self._database = database
         self._limits = limits
-        self._random = random
+        self.moves: Final = Moves(limits, random)
         self._registering: Batch[Request, bool] = Batch(self._register, key=lambda request: request.run_id)
         self._settling: Batch[Move, Settled | None] = Batch(self._settle, key=lambda move: move.fence.run_id)
 
@@ -314,82 +261,6 @@ class RunStore:
 
     # --- ended ---------------------------------------------------------------------------------------------------
 
-    def move(self, run: ClaimedRun, outcome: Outcome) -> Move | None:
-        """The move that an outcome asks for; None where nothing may be written."""
-        match outcome:
-            case Succeeded():
-                to, fields = TrainingStatus.SUCCESS, _success_fields(outcome)
-            case Failed():
-                to, fields = self._after_failure(run.failures, outcome)
-            case HandedOver() if run.hand_overs + 1 > self._limits.hand_overs:
-                to, fields = self._after_failure(
-                    run.failures,
-                    Failed(
-                        FailureClass.LOST_WORKER,
-                        "too_many_hand_overs",
-                        "The run was moved between machines too often.",
-                    ),
-                )
-            case HandedOver():
-                to = TrainingStatus.READY_TO_RUN
-                fields = {
-                    "reason_code": "handed_over",
-                    "handed_over": True,
-                    "max_wait_s": self._limits.wait_s,
-                }
-            case Cancelled():
-                to, fields = TrainingStatus.NOT_RUNNING, {"reason_code": "cancelled"}
-            case Lost():
-                return None
-            case _:
-                assert_never(outcome)
-        return Move(run.fence, TrainingStatus.RUNNING, to, uuid4(), fields)
-
-    def orphan_move(self, orphan: Orphan) -> Move:
-        """The move that rescue makes of a dead lease; refused by the database when the owner renewed meanwhile."""
-        lost = Failed(
-            FailureClass.LOST_WORKER,
-            "lease_expired",
-            "The machine that trained the model was lost.",
-            f"worker {orphan.worker_id} did not renew for {orphan.dead_s:.0f} s after its lease ended, in phase {orphan.phase}",
-        )
-        to, fields = self._after_failure(orphan.failures, lost)
-        return Move(orphan.fence, TrainingStatus.RUNNING, to, uuid4(), fields | {"only_if_lease_dead": True})
-
-    def overdue_move(self, fence: Fence, waited_s: float) -> Move:
-        """The end of a run that nobody took in time."""
-        fields = {
-            "only_if_overdue": True,
-            "reason_code": "waited_too_long",
-            "failure_class": FailureClass.TIMEOUT.value,
-            "failure_code": "waited_too_long",
-            "failure_reason": f"The run waited {self._limits.wait_s / 3600:.0f} hours without a free machine.",
-            "failure_detail": f"waited {waited_s:.0f} s before its last queueing; see WORKER_WAIT_LIMIT_S",
-        }
-        return Move(fence, TrainingStatus.READY_TO_RUN, TrainingStatus.FAILED, uuid4(), fields)
-
-    @staticmethod
-    def cancel_queued_move(fence: Fence) -> Move:
-        """The end of a queued run that somebody cancelled."""
-        fields = {"reason_code": "cancelled"}
-        return Move(fence, TrainingStatus.READY_TO_RUN, TrainingStatus.NOT_RUNNING, uuid4(), fields)
-
-    def _after_failure(self, failures: int, failed: Failed) -> tuple[TrainingStatus, dict[str, Any]]:
-        fields: dict[str, Any] = {
-            "reason_code": failed.code,
-            "failure_class": failed.failure_class.value,
-            "failure_code": failed.code,
-            "failure_reason": failed.reason,
-            "failure_detail": failed.detail[:20_000],
-            "data_report": failed.data_report,
-            "max_wait_s": self._limits.wait_s,
-        }
-        match after_failure(failed.failure_class, failures, self._limits.failures, self._random):
-            case Retry(delay_s, counts):
-                return TrainingStatus.READY_TO_RUN, fields | {"delay_s": delay_s, "failed": counts}
-            case GiveUp():
-                return TrainingStatus.FAILED, fields | {"failed": True}
-
     async def settle(self, move: Move) -> Settled | None:
         """End an attempt: one statement with history, outbox and version, shared with whoever settles now.
 
@@ -489,30 +360,3 @@ def _claimed(row: Record) -> ClaimedRun:
         traceparent=row["traceparent"],
         cancel_requested=row["cancel_requested"],
     )
-
-
-def _success_fields(outcome: Succeeded) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "reason_code": outcome.gate.value,
-        "figures": outcome.figures,
-        "gate": outcome.gate.value,
-        "data_report": outcome.data_report,
-        "report_address": outcome.report_address,
-    }
-    if outcome.version is not None:
-        fields |= {
-            "version_address": outcome.version.address,
-            "version_sha256": outcome.version.sha256,
-            "version_figures": outcome.figures,
-        }
-    return json_safe(fields)
-
-
-def json_safe(fields: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinities have no place in JSON: refuse them here, not in the database.
-
-    Raises:
-        ValueError: a figure is not a number.
-    """
-    json.dumps(fields, allow_nan=False)
-    return fields
