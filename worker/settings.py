@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     )
     observe_host: str = Field(default="127.0.0.1", description="address of /metrics, /healthz and /readyz")
     observe_port: int = Field(default=9108, ge=0, le=65_535, description="their port; 0 picks a free one")
+    traces_url: str = Field(
+        default="", description="OTLP/HTTP address for traces, such as http://collector:4318/v1/traces; empty: none"
+    )
     database_connections: int = Field(default=8, ge=2, description="database connections of a worker, heartbeat apart")
 
     s3_endpoint: str = Field(default="", description="S3 endpoint where it is not Amazon's")

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - an assertion reads better on one line
 """The database roles of deploy/postgres/roles.sql: enough to work, and not more."""
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from worker.store.api_keys import KeyStore
 from worker.store.database import Database
 from worker.store.tidying import TidyStore
 from worker.store.webhooks import WebhookStore
+from worker.tracing import TracedRequests, open_tracing
 
 _LOG: Final = structlog.get_logger("api")
 _PAGE_POLICY: Final = (
@@ -94,6 +95,9 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
             expose_headers=["ETag", "Retry-After", "Content-Range"],
             max_age=600,
         )
+    app.state.tracing = open_tracing(settings.traces_url, "speech-training-api")
+    if settings.traces_url:
+        app.add_middleware(TracedRequests, tracing=app.state.tracing)
     return app
 
 
@@ -198,8 +202,9 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
         DatabaseAway: nobody answers there.
         SystemExit: the port is taken.
     """
+    app = create_app(settings, storage)
     config = uvicorn.Config(
-        create_app(settings, storage),
+        app,
         host=settings.api_host,
         port=settings.api_port,
         log_config=None,
@@ -210,4 +215,7 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
         timeout_graceful_shutdown=30,
         lifespan="on",
     )
-    await uvicorn.Server(config).serve()
+    try:
+        await uvicorn.Server(config).serve()
+    finally:
+        await asyncio.to_thread(app.state.tracing.close)

@@ -22,6 +22,10 @@ class ApiSettings(BaseSettings):
     minimum_audio_s: float = Field(default=60, ge=0, description="least usable audio a run needs")
     wait_limit_s: float = Field(default=7 * 86_400, gt=0, description="longest wait in the queue, back-off not counted")
 
+    traces_url: str = Field(
+        default="", description="OTLP/HTTP address for traces, such as http://collector:4318/v1/traces; empty: none"
+    )
+
     api_host: str = Field(default="127.0.0.1", description="address the API listens on")
     api_port: int = Field(default=8080, ge=0, le=65_535, description="its port; 0 picks a free one")
     api_database_connections: int = Field(default=8, ge=2, description="database connections of an API process")

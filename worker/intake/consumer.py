@@ -21,6 +21,7 @@ from worker.intake.topology import declare
 from worker.metrics import Metrics
 from worker.publisher import Publisher
 from worker.store.runs import Request, RunStore
+from worker.tracing import OFF, Tracing, trace_of
 
 PREFETCH: Final = 200
 BATCH: Final = 100
@@ -42,6 +43,7 @@ class Intake:
         prefetch: deliveries under way at most.
         refused_limit_s: how long the broker may refuse us before that counts as final.
         uniform: uniform in [0, 1), for jitter.
+        tracing: a span for each message, in its request's trace.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Intake:
         prefetch: int = PREFETCH,
         refused_limit_s: float = 60.0,
         uniform: Callable[[], float] = random.random,
+        tracing: Tracing = OFF,
     ) -> None:
         self._amqp_url = amqp_url
+        self._tracing = tracing
         self._runs = runs
         self._on_registered = on_registered
         self._metrics = metrics
@@ -124,6 +128,7 @@ class Intake:
     async def _consume(self, feed: Feed, dead: Publisher, unregistered: list[Request]) -> None:
         while True:
             batch = await feed.take(BATCH)
+            began = datetime.now(UTC)
             verdicts = [understand(message.body, _properties(message)) for message in batch]
             unregistered[:] = [verdict.request for verdict in verdicts if isinstance(verdict, Accepted)]
             settled = await self._registered(unregistered)
@@ -135,6 +140,9 @@ class Intake:
                     refused.append((message, final))
             await self._bury(dead, refused)
             await feed.ack(batch)
+            for request in unregistered:
+                trace = trace_of(request.run_id, request.traceparent)
+                self._tracing.record("take in", began, trace, run=str(request.run_id))
             self._count(settled, refused)
             if unregistered:
                 self._on_registered()

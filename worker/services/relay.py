@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
@@ -21,6 +22,7 @@ from worker.intake.topology import Declare
 from worker.metrics import Metrics
 from worker.publisher import CONFIRM_S, PERSISTENT, Outgoing, Publisher, Refusal
 from worker.store.outbox import OutboxStore, Unsent
+from worker.tracing import OFF, Tracing, trace_of
 
 BATCH: Final = 300
 """Runs in one transaction; each brings all it has to tell."""
@@ -41,6 +43,7 @@ class Relay:
         every_s: how often it looks without being rung.
         confirm_s: how long the broker may take to confirm one message.
         uniform: uniform in [0, 1), for jitter.
+        tracing: a span for each message, in its run's trace.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Relay:
         confirm_s: float = CONFIRM_S,
         refused_limit_s: float = 60.0,
         uniform: Callable[[], float] = random.random,
+        tracing: Tracing = OFF,
     ) -> None:
         self._amqp_url = amqp_url
+        self._tracing = tracing
         self._outbox = outbox
         self._declare = declare
         self._metrics = metrics
@@ -147,12 +152,14 @@ class Relay:
         """
         while by_run:
             heads = [rows[0] for rows in by_run]
+            began = datetime.now(UTC)
             answers = await publisher.publish([message_of(row) for row in heads])
             following = []
             sick: Refusal | None = None
             for rows, answer in zip(by_run, answers, strict=True):
                 if answer is None:
                     sent.append(rows[0])
+                    self._told(rows[0], began)
                     self._held.pop(rows[0].run_id, None)
                     if rows[1:]:
                         following.append(rows[1:])
@@ -165,6 +172,10 @@ class Relay:
                 # no leader. A request that no queue takes: somebody deleted it. A new connection mends both.
                 raise BrokerAway(str(sick))
             by_run = following
+
+    def _told(self, row: Unsent, began: datetime) -> None:
+        trace = trace_of(row.run_id, row.traceparent)
+        self._tracing.record(f"publish {row.kind}", began, trace, run=str(row.run_id), to=row.to_status.name)
 
     def _hold_back(self, row: Unsent, answer: Refusal) -> None:
         _, pauses = self._held.get(row.run_id, (0.0, Backoff(first_s=0.5, most_s=60.0, random=self._uniform)))
