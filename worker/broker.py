@@ -55,6 +55,9 @@ async def translated() -> AsyncIterator[None]:
         raise (BrokerRefused if refused else BrokerAway)(_words(error)) from error
     except (AMQPError, PAMQPException, OSError, TimeoutError) as error:
         raise BrokerAway(_words(error)) from error
+    except StopAsyncIteration as error:
+        # aiormq's answer to a connection that closes during its handshake; in a generator it becomes a RuntimeError.
+        raise BrokerAway("the connection closed while it was being opened") from error
     except RuntimeError as error:
         # aiormq raises plain RuntimeErrors for what is used after its connection or channel has closed.
         if "clos" not in str(error).lower() and "active transport" not in str(error):

@@ -18,6 +18,7 @@ _AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # asyncpg's own state after a connection broke between its inner statements
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # admin_shutdown, crash_shutdown, cannot_connect_now
     asyncpg.InsufficientResourcesError,  # too many connections, disk full: it passes or somebody mends it
