@@ -1,11 +1,17 @@
 -- name: by_id_asc
--- A page of an organization's models by id, ascending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by id offset $2 limit $3))
-order by id
+-- A page of an organization's models by id, ascending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.id
 
 -- name: found_by_id_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -16,13 +22,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by id offset $2 limit $3
 
 -- name: by_id_desc
--- A page of an organization's models by id, descending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by id desc offset $2 limit $3))
-order by id desc
+-- A page of an organization's models by id, descending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by id desc offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.id desc
 
 -- name: found_by_id_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -33,13 +45,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by id desc offset $2 limit $3
 
 -- name: by_name_asc
--- A page of an organization's models by name, ascending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by name collate "C", id offset $2 limit $3))
-order by name collate "C", id
+-- A page of an organization's models by name, ascending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by name collate "C", id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.name collate "C", m.id
 
 -- name: found_by_name_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -50,13 +68,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by name collate "C", id offset $2 limit $3
 
 -- name: by_name_desc
--- A page of an organization's models by name, descending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by name collate "C" desc, id offset $2 limit $3))
-order by name collate "C" desc, id
+-- A page of an organization's models by name, descending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by name collate "C" desc, id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.name collate "C" desc, m.id
 
 -- name: found_by_name_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -67,13 +91,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by name collate "C" desc, id offset $2 limit $3
 
 -- name: by_key_asc
--- A page of an organization's models by key, ascending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by key collate "C", id offset $2 limit $3))
-order by key collate "C", id
+-- A page of an organization's models by key, ascending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by key collate "C", id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.key collate "C", m.id
 
 -- name: found_by_key_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -84,13 +114,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by key collate "C", id offset $2 limit $3
 
 -- name: by_key_desc
--- A page of an organization's models by key, descending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by key collate "C" desc, id offset $2 limit $3))
-order by key collate "C" desc, id
+-- A page of an organization's models by key, descending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by key collate "C" desc, id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.key collate "C" desc, m.id
 
 -- name: found_by_key_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -101,13 +137,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by key collate "C" desc, id offset $2 limit $3
 
 -- name: by_last_modified_asc
--- A page of an organization's models by last_modified, ascending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by last_modified, id offset $2 limit $3))
-order by last_modified, id
+-- A page of an organization's models by last_modified, ascending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by last_modified, id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.last_modified, m.id
 
 -- name: found_by_last_modified_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -118,13 +160,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by last_modified, id offset $2 limit $3
 
 -- name: by_last_modified_desc
--- A page of an organization's models by last_modified, descending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by last_modified desc, id offset $2 limit $3))
-order by last_modified desc, id
+-- A page of an organization's models by last_modified, descending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by last_modified desc, id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.last_modified desc, m.id
 
 -- name: found_by_last_modified_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -135,13 +183,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by last_modified desc, id offset $2 limit $3
 
 -- name: by_base_language_key_asc
--- A page of an organization's models by base_language_key, ascending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by base_language_key collate "C", id offset $2 limit $3))
-order by base_language_key collate "C", id
+-- A page of an organization's models by base_language_key, ascending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by base_language_key collate "C", id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.base_language_key collate "C", m.id
 
 -- name: found_by_base_language_key_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -152,13 +206,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by base_language_key collate "C", id offset $2 limit $3
 
 -- name: by_base_language_key_desc
--- A page of an organization's models by base_language_key, descending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by base_language_key collate "C" desc, id offset $2 limit $3))
-order by base_language_key collate "C" desc, id
+-- A page of an organization's models by base_language_key, descending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by base_language_key collate "C" desc, id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.base_language_key collate "C" desc, m.id
 
 -- name: found_by_base_language_key_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -169,13 +229,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by base_language_key collate "C" desc, id offset $2 limit $3
 
 -- name: by_training_status_asc
--- A page of an organization's models by training_status, ascending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by training_status nulls last, id offset $2 limit $3))
-order by training_status nulls last, id
+-- A page of an organization's models by training_status, ascending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by training_status nulls last, id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.training_status nulls last, m.id
 
 -- name: found_by_training_status_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
@@ -186,13 +252,19 @@ where organization_id = $1 and deleted_at is null and search like $4
 order by training_status nulls last, id offset $2 limit $3
 
 -- name: by_training_status_desc
--- A page of an organization's models by training_status, descending: a walk along one index to the page, then its rows.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where id = any (array(
-    select id from custom_models where organization_id = $1 and deleted_at is null order by training_status desc nulls last, id offset $2 limit $3))
-order by training_status desc nulls last, id
+-- A page of an organization's models by training_status, descending: a walk along one index to the page, then its rows;
+-- with the organization's exact total and revision.
+select c.models as total, c.revision, m.*
+from organization_counts c
+left join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
+    from custom_models
+    where id = any (array(
+        select id from custom_models where organization_id = $1 and deleted_at is null
+        order by training_status desc nulls last, id offset $2 limit $3))
+) m on true
+where c.organization_id = $1
+order by m.training_status desc nulls last, m.id
 
 -- name: found_by_training_status_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.

@@ -107,13 +107,19 @@ async def list_models(api: Api, key: Key, request: Request) -> Response:
     if organization is None:
         total, rows = await api.models.page_of_all(page)
         return present.polled(request, present.page([present.model(row, floor_s) for row in rows], total))
-    counts = await api.models.counts(organization)
-    # The revision moves with every change of a model, so the tag needs no look at the page.
-    tag = f'"{organization:x}-{counts.revision:x}-{floor_s:g}"'
-    if present.matches(request.headers.get("if-none-match"), tag):
-        return Response(None, 304, present.POLLED | {"ETag": tag})
-    total, rows = await api.models.page(organization, counts, page)
-    return present.polled(request, present.page([present.model(row, floor_s) for row in rows], total), tag)
+    known = request.headers.get("if-none-match")
+    if known is not None:
+        tag = _list_tag(organization, (await api.models.counts(organization)).revision, floor_s)
+        if present.matches(known, tag):
+            return Response(None, 304, present.POLLED | {"ETag": tag})
+    found = await api.models.page(organization, page)
+    tag = _list_tag(organization, found.revision, floor_s)
+    return present.polled(request, present.page([present.model(row, floor_s) for row in found.rows], found.total), tag)
+
+
+def _list_tag(organization_id: int, revision: int, floor_s: float) -> str:
+    """The revision moves with every change of a model, so a tag needs no look at the page."""
+    return f'"{organization_id:x}-{revision:x}-{floor_s:g}"'
 
 
 async def update(api: Api, key: Key, request: Request) -> Response:

@@ -52,6 +52,15 @@ class Quota:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A page of models, how many match in all, and the revision of the organization it shows."""
+
+    total: int
+    revision: int
+    rows: Sequence[Record]
+
+
+@dataclass(frozen=True)
 class Page:
     """Which rows of a list."""
 
@@ -95,22 +104,25 @@ class ApiStore:
         row = await self.database.fetch_row(_MODELS["counts_of"], organization_id)
         return Counts(0, 0, 0, 0) if row is None else Counts(*row)
 
-    async def page(self, organization_id: int, counts: Counts, page: Page) -> tuple[int, Sequence[Record]]:
-        """A page of an organization's models and how many match in all."""
+    async def page(self, organization_id: int, page: Page) -> Found:
+        """A page of an organization's models."""
         kind = f"by_{page.sort}_{page.direction}"
         if page.search is None:
-            return counts.models, await self.database.fetch(_LISTS[kind], organization_id, page.offset, page.limit)
+            rows = await self.database.fetch(_LISTS[kind], organization_id, page.offset, page.limit)
+            if not rows:  # the organization never had a model
+                return Found(0, 0, [])
+            return Found(rows[0]["total"], rows[0]["revision"], [row for row in rows if row["id"] is not None])
+        # Read before the search: a change meanwhile gives the answer an older tag, so the next poll asks again.
+        revision = (await self.counts(organization_id)).revision
         text = await self._like(page.search)
-        total, ids = await self._find(organization_id, counts.revision, text)
+        total, ids = await self._find(organization_id, revision, text)
         if ids is None:
-            return total, await self.database.fetch(
-                _LISTS["found_" + kind], organization_id, page.offset, page.limit, text
-            )
-        if not ids:
-            return 0, []
-        return total, await self.database.fetch(
-            _LISTS[f"these_{page.direction}"], ids, page.offset, page.limit, page.sort
-        )
+            rows = await self.database.fetch(_LISTS["found_" + kind], organization_id, page.offset, page.limit, text)
+        elif ids:
+            rows = await self.database.fetch(_LISTS[f"these_{page.direction}"], ids, page.offset, page.limit, page.sort)
+        else:
+            rows = []
+        return Found(total, revision, rows)
 
     async def page_of_all(self, page: Page) -> tuple[int, Sequence[Record]]:
         """A page of every organization's models, for an operator."""
