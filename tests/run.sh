@@ -17,7 +17,7 @@ extras=(trainer api dev)
 marked="not (browser or ray or slurm or prometheus or s3)"
 if [ "${1:-}" = --all ]; then
     shift
-    extras+=(ray)
+    extras+=(ray s3-tests)
     marked=""
 fi
 

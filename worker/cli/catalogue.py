@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from schemas.digest import file_digest, tree_digest
 from schemas.recipes import RECIPES, validated
 from schemas.steps import ManifestRow, Step, StepSpec
+from worker.api.audio_header import duration_s
 from worker.app import storage_of
 from worker.cli.opened import stores
 from worker.cli.show import complain, rows, said
@@ -202,6 +203,7 @@ async def import_data(settings: Settings, options: argparse.Namespace) -> int:
                     storage,
                     opened.data,
                     lambda done, total: progress.update(bar, completed=done, total=total),
+                    length_of=duration_s,
                 )
     finally:
         await storage.aclose()

@@ -39,7 +39,7 @@ def decide(measured: Measured) -> Decision:
         return Decision(
             Gate.TOO_LITTLE_TEST_DATA,
             f"Only {measured.test_words} words of test speech: too few to tell whether the model is better."
-            f" Add recordings until there are at least {LEAST_TEST_WORDS} test words; about one file in ten is for test.",
+            f" Add recordings until there are at least {LEAST_TEST_WORDS} test words; one file in ten is for test.",
         )
     figures = f"{measured.wer_base:.1%} of words wrong before, {measured.wer_custom:.1%} after"
     if measured.change_high >= 0:

@@ -218,17 +218,20 @@ def measured(figures: dict[str, Any]) -> Measured:
 
 async def _manifest_for_step(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Path:
     """The run's manifest with addresses that the step can read instead of storage keys."""
-    source = await parts.storage.materialize(inputs.manifest, sha256=None)
+    source = await parts.storage.materialize(inputs.manifest, sha256=inputs.manifest_sha256)
     rows = await asyncio.to_thread(_read_rows, source)
-    keys = sorted({row.audio for row in rows})
+    recordings = sorted({(row.audio, row.audio_sha256) for row in rows})
 
-    async def reachable(key: str) -> tuple[str, str]:
+    async def reachable(recording: tuple[str, str]) -> tuple[str, str]:
+        key, sha256 = recording
         try:
-            return key, str(await parts.storage.materialize(key))
+            path = str(await parts.storage.materialize(key, sha256=sha256))
         except NotStored:
-            return key, f"/nowhere/{key}"  # the step's verdict on it is missing_file
+            path = f"/nowhere/{key}"  # the step's verdict on it is missing_file
+        attempt.sign_of_progress()
+        return key, path
 
-    addresses = dict(await all_of(keys, reachable, _FETCHES_AT_ONCE))
+    addresses = dict(await all_of(recordings, reachable, _FETCHES_AT_ONCE))
     target = attempt.folder / "manifest.jsonl"
     lines = "".join(row.model_copy(update={"audio": addresses[row.audio]}).model_dump_json() + "\n" for row in rows)
     await asyncio.to_thread(target.write_text, lines, encoding="utf-8")
