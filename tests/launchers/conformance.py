@@ -127,18 +127,20 @@ class Steps:
         launcher = self.launcher(**(options or {}))
         return await launcher.start(self.spec(fake, **parameters), lease_s=lease_s, log=self.log)
 
+    def owner(self, fake: str, *, lease_s: float, options: dict[str, Any], **parameters: Any) -> list[str]:
+        """The command of a process that starts such a step and feeds it four times per lease."""
+        return [
+            sys.executable,
+            str(Path(__file__).parent / "owner.py"),
+            self.spec(fake, **parameters).model_dump_json(),
+            str(lease_s),
+            str(self.log),
+            *self.place.owner(**options),
+        ]
+
     def own(self, fake: str, *, lease_s: float, options: dict[str, Any], **parameters: Any) -> subprocess.Popen:
-        """The same in a process of its own, which feeds its step twice per lease until it is killed."""
-        return subprocess.Popen(
-            [
-                sys.executable,
-                str(Path(__file__).parent / "owner.py"),
-                self.spec(fake, **parameters).model_dump_json(),
-                str(lease_s),
-                str(self.log),
-                *self.place.owner(**options),
-            ],
-        )
+        """The same step under an owner that can be killed."""
+        return subprocess.Popen(self.owner(fake, lease_s=lease_s, options=options, **parameters))
 
     def ticks(self) -> list[dict[str, Any]]:
         if not self.witness.exists():

@@ -5,6 +5,9 @@ import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,30 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group with 150 MB of memory, where this user may make one."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            group, limit = Path(f"/sys/fs/cgroup{path}") / f"test-{os.getpid()}", "memory.max"
+        elif "memory" in controllers.split(","):
+            group, limit = Path(f"/sys/fs/cgroup/memory{path}") / f"test-{os.getpid()}", "memory.limit_in_bytes"
+        else:
+            continue
+        with suppress(OSError):
+            group.mkdir()
+            try:
+                (group / limit).write_text(str(150 * 2**20))
+                yield group
+            finally:
+                while (group / "cgroup.procs").read_text():
+                    time.sleep(0.01)
+                group.rmdir()
+            return
+    pytest.skip("no control group can be made here")
+
+
 class LocalPlace:
     moment_s = 1.0
 
@@ -72,6 +99,16 @@ class TestLocal(Conformance):
         verdict = classify(ended)
         assert isinstance(verdict, StepFailed)
         assert (verdict.failure_class, verdict.code) == (FailureClass.OUT_OF_MEMORY, "memory_limit")
+
+    async def test_killed_by_the_kernel_for_memory_is_out_of_memory(self, steps: Steps, small_group: Path):
+        enter = ["sh", "-c", f'echo $$ > {small_group}/cgroup.procs && exec "$@"', "sh"]
+        owner = await asyncio.create_subprocess_exec(
+            *enter,
+            *steps.owner("memory", lease_s=LONG_S, options={}, megabytes=300),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await owner.communicate()
+        assert output.decode().split() == ["exited", "9", "True"]
 
     async def test_killed_by_a_stranger_is_a_crash(self, steps: Steps):
         handle = await steps.start("stall")
@@ -165,7 +202,7 @@ class TestLocal(Conformance):
         assert seen["CUDA_VISIBLE_DEVICES"] == "0"
         await handle.kill()
 
-    async def test_three_hundred_steps_leave_no_descriptor_process_or_folder(self, steps: Steps, tmp_path: Path):
+    async def test_a_hundred_steps_leave_no_descriptor_process_or_folder(self, steps: Steps, tmp_path: Path):
         launcher = steps.launcher(command=("/bin/true",))
 
         async def one(attempt: int) -> None:
@@ -176,7 +213,7 @@ class TestLocal(Conformance):
         await one(1)
         before = descriptors()
         children = len(processes.descendants(os.getpid()))
-        for batch in range(75):
+        for batch in range(25):
             await asyncio.gather(*(one(2 + 4 * batch + n) for n in range(4)))
         assert descriptors() == before
         assert len(processes.descendants(os.getpid())) == children

@@ -6,11 +6,13 @@ Needs the `ray` program on the PATH, beside Python, or named in TEST_RAY; and `u
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ import pytest
 
 from deploy.local.ports import free_ports
 from deploy.local.program import Program, wait_until
-from tests.launchers.conformance import FAKE_TRAINER
+from tests.launchers.conformance import FAKE_TRAINER, Steps, everybody, until
 from tests.launchers.remote_cases import RemoteConformance, outpost
+from worker.launchers.interface import LauncherUnavailable
+from worker.launchers.processes import descendants
 from worker.launchers.ray import RayCluster, RayOptions
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
+from worker.launchers.verdict import StepDone, classify
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 FORWARD = Path(__file__).parent / "forward.py"
@@ -63,6 +68,17 @@ def answers(url: str) -> bool:
         return False
 
 
+def accepts(address: str) -> bool:
+    """Whether a job can be submitted; the dashboard answers some seconds earlier."""
+    order = json.dumps({"entrypoint": "true", "entrypoint_num_cpus": 0.1}).encode()
+    headers = {"Content-Type": "application/json"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/", order, headers), timeout=30):
+            return True
+    except OSError:
+        return False
+
+
 def ray_program() -> str:
     beside = Path(sys.executable).with_name("ray")
     found = os.environ.get("TEST_RAY") or shutil.which("ray") or (str(beside) if beside.exists() else None)
@@ -71,8 +87,8 @@ def ray_program() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[RayPlace]:
+@contextmanager
+def cluster() -> Iterator[RayPlace]:
     # Ray puts sockets below its folder: the path must stay short
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     port = free_ports(1)[0]
@@ -90,12 +106,18 @@ def ray() -> Iterator[RayPlace]:
     forward.start([sys.executable, FORWARD, f"tcp:127.0.0.1:{port}", f"unix:{folder}/dashboard"], environment)
     place = RayPlace(folder, port, head, forward)
     try:
-        wait_until(lambda: answers(f"{place.address}/api/jobs/"), timeout_s=90, what="dashboard", program=head)
+        wait_until(lambda: accepts(place.address), timeout_s=90, what="a job accepted", program=head)
         yield place
     finally:
         forward.stop()
         head.kill()  # its init: the kernel ends everything in the namespace with it
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[RayPlace]:
+    with cluster() as place:
+        yield place
 
 
 class TestRay(RemoteConformance):
@@ -106,3 +128,42 @@ class TestRay(RemoteConformance):
     @pytest.fixture
     def away(self, ray: RayPlace) -> RemoteLauncher:
         return make(f"http://127.0.0.1:{free_ports(1)[0]}", ray.exchange)
+
+
+def kill_inside(place: RayPlace, name: str) -> None:
+    """SIGKILL to the cluster's processes of this name."""
+    for process in descendants(place.head.pid):
+        with suppress(FileNotFoundError):
+            if name in Path(f"/proc/{process.pid}/cmdline").read_text():
+                process.send(signal.SIGKILL)
+
+
+class TestRayLost:
+    """A cluster that dies. Each case has one of its own."""
+
+    @pytest.fixture
+    async def steps(self, tmp_path: Path) -> AsyncIterator[Steps]:
+        with cluster() as place:
+            yield Steps(place, tmp_path)
+
+    async def test_lost_head_loses_no_step_that_its_owner_still_grants(self, steps: Steps):
+        handle = await steps.start("succeed", lease_s=20, options={"patience_s": 1}, steps=100, step_s=0.1)
+        await until(lambda: steps.has("step", 3))
+        kill_inside(steps.place, "gcs_server")
+        await until(lambda: not answers(f"{steps.place.address}/api/jobs/"))
+        verdict = classify(await handle.wait())
+        await until(lambda: not everybody(steps.run_id))
+        done = [tick["n"] for tick in steps.ticks() if tick["what"] == "step"]
+        assert done == list(range(1, len(done) + 1))
+        assert isinstance(verdict, StepDone) or verdict.code == "supervisor_lost"
+
+    async def test_lost_cluster_ends_the_step_and_nothing_is_left(self, steps: Steps):
+        handle = await steps.start("setsid_grandchild", steps=100_000)
+        await until(lambda: steps.has("step", 3))
+        steps.place.head.kill()
+        await until(lambda: not everybody(steps.run_id))
+        await steps.assert_nothing_moves()
+        # nobody can say what became of it: the owner waits, and says so when asked to be sure
+        with pytest.raises(LauncherUnavailable):
+            await steps.launcher().ensure_stopped(steps.run_id, 2)
+        handle.let_go()

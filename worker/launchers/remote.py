@@ -177,6 +177,7 @@ class RemoteLauncher:
             lease_s=lease_s,
             log=log,
             beat_s=self._options.beat_s,
+            patience_s=self._options.patience_s,
             glance=lambda: self._glance(exchange),
             cancel=lambda: self._cancel(exchange),
         )

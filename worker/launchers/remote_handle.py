@@ -23,6 +23,8 @@ _READ_BYTES: Final = 262_144
 SILENT_BEATS: Final = 10
 """So many beats without a question from a step that its cluster calls gone: it is lost. Also the time that a step
 has to obey a kill before its cluster is asked to do it."""
+_MARGIN_S: Final = 10.0
+"""For what no clock measures: a node under load, a file system that shows a file late."""
 _DETAIL_BYTES: Final = 2_000
 
 
@@ -38,6 +40,7 @@ class RemoteHandle:
         lease_s: float,
         log: Path,
         beat_s: float,
+        patience_s: float,
         glance: Callable[[], Awaitable[Sighting]],
         cancel: Callable[[], Awaitable[None]],
     ) -> None:
@@ -45,6 +48,7 @@ class RemoteHandle:
         self._spec = spec
         self._token = token
         self._beat_s = beat_s
+        self._patience_s = patience_s
         self._glance = glance
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
@@ -54,12 +58,15 @@ class RemoteHandle:
         self._asked = 0
         self._asked_at = self._loop.time()
         """When the newest question was first seen."""
+        self._longest_right_s = lease_s
+        """The longest right that was ever granted at once."""
         self._told = False
         """Whether the newest question and the newest decision are answered."""
         self._offset = 0
         self._log_copy = LogCopy(exchange.log, log)
         self._stream = EventStream()
         self._changed = asyncio.Event()
+        self._looking = asyncio.Lock()
         self._ended: asyncio.Future[Ended] = self._loop.create_future()
         self._at_end: list[Callable[[], None]] = []
         self._watching = self._loop.create_task(self._watch())
@@ -114,21 +121,30 @@ class RemoteHandle:
 
     async def _watch(self) -> None:
         while not self._ended.done():
-            facts, data = None, b""
             try:
-                facts, data = await asyncio.to_thread(self._look_and_answer)
-                if facts is None and self._loop.time() - self._asked_at > SILENT_BEATS * self._beat_s:
+                facts = await self._take_in()
+                if facts is not None:
+                    await self._end(self._conclude(facts))
+                elif self._silent_s() > SILENT_BEATS * self._beat_s:
                     await self._doubt()
             except OSError as error:
                 _log.warning("exchange_away", folder=str(self._exchange.folder), error=str(error))
-            self._stream.push(data)
-            if data:
-                continue  # perhaps there is more
-            if facts is not None:
-                await self._end(self._conclude(facts))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._beat_s)
             self._changed.clear()
+
+    async def _take_in(self) -> dict[str, Any] | None:
+        """Read everything new; the facts of the end, if it has ended."""
+        async with self._looking:
+            while True:
+                facts, data = await asyncio.to_thread(self._look_and_answer)
+                self._stream.push(data)
+                if not data:
+                    return None if self._stream.full else facts
+
+    def _silent_s(self) -> float:
+        """Seconds since its newest question was first seen."""
+        return self._loop.time() - self._asked_at
 
     def _look_and_answer(self) -> tuple[dict[str, Any] | None, bytes]:
         """One look at the folder: the facts of the end if there are any, and new event bytes.
@@ -140,11 +156,13 @@ class RemoteHandle:
             self._asked, self._asked_at, self._told = asked, self._loop.time(), False
         if not self._told:
             self._told = True
+            remaining_s = self._deadline - self._loop.time()
+            self._longest_right_s = max(self._longest_right_s, remaining_s)
             self._exchange.grant(
                 Grant(
                     owner=self._token,
                     ask=asked,
-                    remaining_s=self._deadline - self._loop.time(),
+                    remaining_s=remaining_s,
                     stop=self._stop,
                     kill=self._kill,
                 )
@@ -159,20 +177,27 @@ class RemoteHandle:
         return facts, data
 
     async def _doubt(self) -> None:
-        """The step has been silent: ask its cluster. Silent and gone is lost; silent and waiting is waiting."""
-        with suppress(LauncherUnavailable):
+        """The step has been silent: ask its cluster. Silent and gone is lost; silent and waiting is waiting.
+
+        A cluster that does not answer either is waited for, but not for ever: a step that has not asked for so
+        long has no right left, and its own supervisor has paused it and then ended it.
+        """
+        try:
             sighting = await self._glance()
+        except LauncherUnavailable as error:
+            if self._silent_s() > self._longest_right_s + self._patience_s + _MARGIN_S:
+                await self._end_lost(f"nothing ({error.detail}), and the step's right ended long ago")
+        else:
             if sighting.presence is Presence.GONE:
                 await self._end_lost(sighting.word)
 
     async def _end_lost(self, word: str) -> None:
         """It ended without leaving facts. What it said until then is kept."""
         with suppress(OSError):
-            for facts, data in iter(self._look_and_answer, (None, b"")):
-                self._stream.push(data)
-                if facts is not None and not data:
-                    await self._end(self._conclude(facts))  # it did leave them, just now
-                    return
+            facts = await self._take_in()
+            if facts is not None:  # it did leave them, just now
+                await self._end(self._conclude(facts))
+                return
         if self._kill:
             reason = EndReason.KILLED
         elif "OUT_OF_MEMORY" in word:
