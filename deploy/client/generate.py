@@ -26,7 +26,7 @@ def _name(reference: str) -> str:
     return reference.rpartition("/")[2]
 
 
-def type_of(schema: dict[str, Any]) -> str:
+def type_of(schema: dict[str, Any]) -> str:  # noqa: PLR0911 - one for each kind of schema
     """A schema as a TypeScript type."""
     if "$ref" in schema:
         return _name(schema["$ref"])
@@ -49,7 +49,7 @@ def type_of(schema: dict[str, Any]) -> str:
     return "unknown"
 
 
-def shape_of(schema: dict[str, Any]) -> str:
+def shape_of(schema: dict[str, Any]) -> str:  # noqa: PLR0911 - one for each kind of schema
     """A schema as what `check` compares a value with."""
     if "$ref" in schema:
         return f'{{ kind: "ref", name: "{_name(schema["$ref"])}" }}'
@@ -114,11 +114,12 @@ def _method(path: str, verb: str, operation: dict[str, Any]) -> str:
     result = type_of(schema) if schema else ("string" if content else "undefined")
     name = re.sub(r"_(\w)", lambda found: found.group(1).upper(), operation["operationId"])
     query = json.dumps([one["name"] for one in places["query"]])
+    call = f"{json.dumps(verb.upper())}, `{re.sub('{', '${', path)}`, {status}"
+    sent = f"{{ body: {'body' if sends else 'undefined'}, options: {'options' if options else '{}'}, query: {query} }}"
     lines = [
         f"  /** {operation['summary']}. */",
         f"  async {name}({', '.join(arguments)}): Promise<{result}> {{",
-        f"    {'const answer = ' if content else ''}await this.send({json.dumps(verb.upper())}, `{re.sub('{', '${', path)}`, {status}, "
-        f"{{ body: {'body' if sends else 'undefined'}, options: {'options' if options else '{}'}, query: {query} }});",
+        f"    {'const answer = ' if content else ''}await this.send({call}, {sent});",
     ]
     if schema:
         lines.append(f"    return check<{result}>(await answer.json(), {json.dumps(result)}, shapes);")

@@ -1,5 +1,7 @@
 """A small WebDriver client: what the console's tests need of Chromium, and nothing more."""
 
+# ruff: noqa: ASYNC240, E501 - pictures are small, commands are long
+
 from __future__ import annotations
 
 import asyncio
@@ -34,7 +36,9 @@ class Browser:
     session: str
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        answer = await self.http.request(method, f"/session/{self.session}{path}", json=body if method == "POST" else None)
+        answer = await self.http.request(
+            method, f"/session/{self.session}{path}", json=body if method == "POST" else None
+        )
         document = answer.json()["value"]
         if answer.status_code != 200:
             raise LookupError(f"{document['error']}: {document['message'][:300]}")
@@ -93,12 +97,19 @@ class Browser:
 
     async def media(self, *, dark: bool = False, width: int = 1100, height: int = 900) -> None:
         """Set the colour scheme and the window."""
-        await self._cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
-        await self._cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        await self._cdp(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
+        await self._cdp(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     async def offline(self, *, offline: bool) -> None:
         await self._cdp("Network.enable")
-        await self._cdp("Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        await self._cdp(
+            "Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
 
     async def _cdp(self, command: str, **parameters: Any) -> None:
         await self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})

@@ -34,7 +34,16 @@ def wav(seconds: float, rate: int = 8_000) -> bytes:
     data = bytes(range(256)) * (int(seconds * rate * 2) // 256 + 1)
     data = data[: int(seconds * rate) * 2]
     form = struct.pack("<HHIIHH", 1, 1, rate, rate * 2, 2, 16)
-    return b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(data)) + data
+    return (
+        b"RIFF"
+        + struct.pack("<I", 36 + len(data))
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + form
+        + b"data"
+        + struct.pack("<I", len(data))
+        + data
+    )
 
 
 @dataclass

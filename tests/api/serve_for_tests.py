@@ -56,7 +56,8 @@ async def _serve(url: str, folder: Path, minimum_audio_s: float) -> None:
     async with serving(settings, storage) as (address, _):
         ready = {
             "url": address, "key": key.secret, "organization_id": organization_id, "language_id": base_id,
-            "database_url": url, "storage": str(folder / "storage"), "uploads": str(folder / "uploads"), "pid": os.getpid(),
+            "database_url": url, "storage": str(folder / "storage"), "uploads": str(folder / "uploads"),
+            "pid": os.getpid(),
         }  # fmt: skip
         print(json.dumps(ready), flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

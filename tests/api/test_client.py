@@ -1,5 +1,7 @@
 """The typed client: generated, compiled strictly, and run against the live API with every answer checked."""
 
+# ruff: noqa: E501 - a program in another language
+
 from __future__ import annotations
 
 import asyncio
@@ -53,7 +55,9 @@ async def as_the_worker(live) -> None:
     await live.database.fetch(RUNS["settle_runs"], [move])
 
 
-async def test_the_client_walks_the_whole_way_and_every_field_is_as_documented(live, customer, built, tmp_path, make_wav):
+async def test_the_client_walks_the_whole_way_and_every_field_is_as_documented(
+    live, customer, built, tmp_path, make_wav
+):
     (tmp_path / "a.wav").write_bytes(make_wav(61))
     (tmp_path / "a.txt").write_text("words that were said")
     working = asyncio.create_task(as_the_worker(live))

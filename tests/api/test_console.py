@@ -3,6 +3,8 @@
 CONSOLE_SCREENSHOTS names a folder for pictures of every view.
 """
 
+# ruff: noqa: ASYNC240 - pictures are small
+
 from __future__ import annotations
 
 import json
@@ -127,7 +129,9 @@ async def test_the_list_is_searched_sorted_and_paged(live, customer, browser):
     await browser.type("input[type=search]", "el 1")
     await browser.find("a", "Model 19")
     assert "Model 09" not in await browser.text()
-    await browser.run("const s = document.querySelectorAll('select')[1]; s.value = 'asc'; s.dispatchEvent(new Event('change'))")
+    await browser.run(
+        "const s = document.querySelectorAll('select')[1]; s.value = 'asc'; s.dispatchEvent(new Event('change'))"
+    )
     await browser.find("tbody tr:first-child a", "Model 10")
 
 
@@ -211,7 +215,9 @@ async def test_a_failed_run_says_why_and_a_reader_cannot_change_anything(live, c
     page = await browser.text()
     for button in ("Train\n", "Delete", "Remove", "Rename"):
         assert button not in page
-    assert json.loads(await browser.run("return JSON.stringify([...document.querySelectorAll('input[type=file]')])")) == []
+    assert (
+        json.loads(await browser.run("return JSON.stringify([...document.querySelectorAll('input[type=file]')])")) == []
+    )
 
 
 async def test_nothing_overflows_a_phone(live, customer, browser, tmp_path, make_wav):

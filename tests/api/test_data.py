@@ -1,5 +1,7 @@
 """Training data: uploaded several at once or in parts, paired in any order, removed when nobody uses it."""
 
+# ruff: noqa: ASYNC110, ASYNC240 - a test waits for facts, and its files are small
+
 import asyncio
 import os
 from pathlib import Path
@@ -111,7 +113,9 @@ async def test_data_that_an_active_run_uses_stays(live, customer, make_wav):
 async def test_a_large_file_comes_in_parts_and_goes_on_after_a_break(live, customer, make_wav):
     model = await customer.model()
     whole = make_wav(90)
-    made = await customer.http.post(f"/custom_models/{model['id']}/uploads", json={"name": "long.wav", "bytes": len(whole)})
+    made = await customer.http.post(
+        f"/custom_models/{model['id']}/uploads", json={"name": "long.wav", "bytes": len(whole)}
+    )
     assert made.status_code == 201
     address = f"/custom_models/{model['id']}/uploads/{made.json()['id']}"
     third = len(whole) // 3
@@ -135,11 +139,14 @@ async def test_a_large_file_comes_in_parts_and_goes_on_after_a_break(live, custo
 
 async def test_a_part_that_breaks_off_is_not_counted(live, customer, make_wav):
     model = await customer.model()
-    made = await customer.http.post(f"/custom_models/{model['id']}/uploads", json={"name": "long.wav", "bytes": 1_000_000})
+    made = await customer.http.post(
+        f"/custom_models/{model['id']}/uploads", json={"name": "long.wav", "bytes": 1_000_000}
+    )
     address = f"/api/v3/custom_models/{model['id']}/uploads/{made.json()['id']}"
     host, _, port = live.url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"PATCH {address} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {customer.key.secret}\r\nUpload-Offset: 0\r\nContent-Length: 1000000\r\n\r\n"
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = f"PATCH {address} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {customer.key.secret}\r\n"
+    head += "Upload-Offset: 0\r\nContent-Length: 1000000\r\n\r\n"
     writer.write(head.encode() + b"x" * 300_000)
     await writer.drain()
     writer.close()
@@ -192,7 +199,9 @@ class TestLimits:
             for _ in range(100):
                 yield b"x" * 10_000
 
-        answer = await customer.http.post(path, content=endless(), headers={"Content-Type": "multipart/form-data; boundary=b"})
+        answer = await customer.http.post(
+            path, content=endless(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
         assert stored(live) == []
 
@@ -238,7 +247,9 @@ async def test_an_upload_of_a_key_that_lost_its_connection_leaves_no_spool(live,
 
     with pytest.raises((ConnectionError, httpx.HTTPError)):
         await customer.http.post(
-            f"/custom_models/{model['id']}/data", content=broken(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+            f"/custom_models/{model['id']}/data",
+            content=broken(),
+            headers={"Content-Type": "multipart/form-data; boundary=b"},
         )
     async with asyncio.timeout(10):
         while Path(live.settings.api_upload_folder).exists() and list(Path(live.settings.api_upload_folder).iterdir()):

@@ -5,7 +5,16 @@ import uuid
 
 import pytest
 
-BESIDE = {"watched", "claim_deliveries", "forget_answers", "forget_deliveries", "stale_uploads", "due_removals", "removed", "to_purge"}
+BESIDE = {
+    "watched",
+    "claim_deliveries",
+    "forget_answers",
+    "forget_deliveries",
+    "stale_uploads",
+    "due_removals",
+    "removed",
+    "to_purge",
+}
 """What runs beside requests."""
 NOBODY = 4_000_000_000
 RUN = "00000000-0000-4000-8000-000000000000"
@@ -100,7 +109,8 @@ async def test_fifty_equal_starts_at_once_make_one_run(live, customer):
     answers = await asyncio.gather(*(customer.http.post(f"/custom_models/{model['id']}/run") for _ in range(50)))
     assert sorted(answer.status_code for answer in answers) == [202] + [409] * 49
     rows = await live.database.fetch_row(
-        "select (select count(*) from training_runs) as runs, (select count(*) from outbox) as told, (select waiting from organizations where id = $1) as waiting",
+        """select (select count(*) from training_runs) as runs, (select count(*) from outbox) as told,
+            (select waiting from organizations where id = $1) as waiting""",
         customer.id,
     )
     assert tuple(rows) == (1, 2, 1)
@@ -113,7 +123,9 @@ async def test_an_operators_key_may_name_any_organization(live, customer):
     assert (made.status_code, made.json()["organization_id"]) == (201, customer.id)
     nobody = await operator.post("/custom_models", json=body | {"organization_id": NOBODY})
     assert (nobody.status_code, nobody.json()["errors"][0]["field"]) == (422, "organization_id")
-    listed = (await operator.get("/speech-to-text/models", params={"q": "x", "sort": "name", "direction": "desc"})).json()
+    listed = (
+        await operator.get("/speech-to-text/models", params={"q": "x", "sort": "name", "direction": "desc"})
+    ).json()
     assert (listed["total_results"], listed["result"][0]["id"]) == (1, made.json()["id"])
     assert (await operator.get(f"/custom_models/{made.json()['id']}")).status_code == 200
 

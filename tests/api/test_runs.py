@@ -15,7 +15,13 @@ async def claim(live):
 
 
 async def settle(live, run, to, **fields):
-    move = {"run_id": str(run["id"]), "attempt": run["attempt"], "from_status": 3, "to_status": to, "transition_id": str(uuid4())}
+    move = {
+        "run_id": str(run["id"]),
+        "attempt": run["attempt"],
+        "from_status": 3,
+        "to_status": to,
+        "transition_id": str(uuid4()),
+    }
     await live.database.fetch(RUNS["settle_runs"], [move | fields])
 
 
@@ -32,15 +38,28 @@ async def test_a_run_is_told_from_start_to_success(live, customer):
     live_figures = {"curve": {"loss": [[1, 2.5], [2, 1.25]]}}
     await live.database.execute(RUNS["record_progress"], [run["id"]], [1], ["train"], [40.0], [30.0], [live_figures])
     detail = (await customer.http.get(path)).json()
-    assert (detail["training_status"], detail["phase"], detail["percent"], detail["eta_s"], detail["attempt"]) == (3, "train", 40.0, 30.0, 1)
+    assert (detail["training_status"], detail["phase"], detail["percent"], detail["eta_s"], detail["attempt"]) == (
+        3,
+        "train",
+        40.0,
+        30.0,
+        1,
+    )
     assert detail["since_sign_of_life_s"] >= 0
-    assert detail["curve"] == [{"name": "loss", "steps_done": 1, "value": 2.5}, {"name": "loss", "steps_done": 2, "value": 1.25}]
+    assert detail["curve"] == [
+        {"name": "loss", "steps_done": 1, "value": 2.5},
+        {"name": "loss", "steps_done": 2, "value": 1.25},
+    ]
     assert [(move["from"], move["to"]) for move in detail["transitions"]] == [(None, 2), (2, 3)]
     figures = {"evaluate": {"base": {"test": {"wer": 0.4}}, "custom": {"test": {"wer": 0.1}}}}
     version = {"version_address": "runs/x", "version_sha256": "0" * 64, "version_figures": figures}
     await settle(live, run, 4, figures=figures, gate="published", **version)
     detail = (await customer.http.get(path)).json()
-    assert (detail["training_status"], detail["gate"], detail["error_rates"]) == (4, "published", {"base": 0.4, "custom": 0.1})
+    assert (detail["training_status"], detail["gate"], detail["error_rates"]) == (
+        4,
+        "published",
+        {"base": 0.4, "custom": 0.1},
+    )
     shown = (await customer.http.get(f"/custom_models/{model['id']}")).json()
     assert shown["training_log"]["training_status"] == 4
     assert shown["is_trainable"] is True
@@ -56,11 +75,19 @@ async def test_a_run_is_told_from_start_to_success(live, customer):
 async def test_a_failed_run_says_why(live, customer):
     _, path = await started(customer)
     run = await claim(live)
-    reason = {"failure_class": "data", "failure_code": "too_little_data", "failure_reason": "Only 3 s of <b>audio</b> are usable."}
+    reason = {
+        "failure_class": "data",
+        "failure_code": "too_little_data",
+        "failure_reason": "Only 3 s of <b>audio</b> are usable.",
+    }
     await settle(live, run, 5, **reason)
     detail = (await customer.http.get(path)).json()
     assert detail["training_status"] == 5
-    assert detail["failure"] == {"class": "data", "code": "too_little_data", "reason": "Only 3 s of <b>audio</b> are usable."}
+    assert detail["failure"] == {
+        "class": "data",
+        "code": "too_little_data",
+        "reason": "Only 3 s of <b>audio</b> are usable.",
+    }
     assert "Only 3 s of &lt;b&gt;audio" in (await customer.http.get(path + "/report")).text
 
 
@@ -84,8 +111,12 @@ async def test_a_deleted_model_is_not_brought_back_by_its_run(live, customer):
     assert (await customer.http.delete(f"/custom_models/{model['id']}")).status_code == 204
     row = await live.database.fetch_row("select cancel_requested_at is not null as asked, status from training_runs")
     assert tuple(row) == (True, 3)
-    await settle(live, run, 4, figures={}, gate="published", version_address="x", version_sha256="0" * 64, version_figures={})
-    row = await live.database.fetch_row("select status, (select count(*) from model_versions) as versions from training_runs")
+    await settle(
+        live, run, 4, figures={}, gate="published", version_address="x", version_sha256="0" * 64, version_figures={}
+    )
+    row = await live.database.fetch_row(
+        "select status, (select count(*) from model_versions) as versions from training_runs"
+    )
     assert tuple(row) == (1, 0)
     assert (await customer.http.get(f"/custom_models/{model['id']}")).status_code == 404
 
@@ -103,7 +134,11 @@ async def test_the_log_is_read_whole_by_range_and_by_its_tail(live, customer):
     tail = await customer.http.get(path + "/log", params={"tail": 2})
     assert tail.text == "line 998 ä\nline 999 ä\n"
     part = await customer.http.get(path + "/log", headers={"Range": "bytes=5-9"})
-    assert (part.status_code, part.content, part.headers["content-range"]) == (206, text[5:10], f"bytes 5-9/{len(text)}")
+    assert (part.status_code, part.content, part.headers["content-range"]) == (
+        206,
+        text[5:10],
+        f"bytes 5-9/{len(text)}",
+    )
     last = await customer.http.get(path + "/log", headers={"Range": "bytes=-4"})
     assert last.content == text[-4:]
     beyond = await customer.http.get(path + "/log", headers={"Range": f"bytes={len(text)}-"})

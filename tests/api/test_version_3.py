@@ -30,7 +30,8 @@ def assert_model(model, *, status=None):
 
 async def test_create_answers_201_with_exactly_the_fields_of_a_model(customer):
     answer = await customer.http.post(
-        "/custom_models", json={"name": "Kardiologie Süd", "language_id": customer.base_id, "organization_id": customer.id}
+        "/custom_models",
+        json={"name": "Kardiologie Süd", "language_id": customer.base_id, "organization_id": customer.id},
     )
     assert answer.status_code == 201
     assert answer.headers["content-type"] == "application/json"
@@ -98,7 +99,9 @@ async def test_delete_hides_the_model_at_once_and_its_queued_run_is_cancelled(li
     await customer.http.post(f"/custom_models/{model['id']}/run")
     assert (await customer.http.delete(f"/custom_models/{model['id']}")).status_code == 204
     for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("GET", "/data"), ("POST", "/run")):
-        body = {"name": "x", "language_id": customer.base_id, "organization_id": customer.id} if method == "PUT" else None
+        body = (
+            {"name": "x", "language_id": customer.base_id, "organization_id": customer.id} if method == "PUT" else None
+        )
         answer = await customer.http.request(method, f"/custom_models/{model['id']}{path}", json=body)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert (await live.database.fetch_row("select status from training_runs"))["status"] == 1
@@ -128,7 +131,9 @@ async def test_an_unknown_language_is_a_422_on_its_field(customer):
 
 async def test_another_organizations_id_in_a_body_is_403_whether_it_exists_or_not(customer, stranger):
     answers = [
-        await customer.http.post("/custom_models", json={"name": "x", "language_id": customer.base_id, "organization_id": other})
+        await customer.http.post(
+            "/custom_models", json={"name": "x", "language_id": customer.base_id, "organization_id": other}
+        )
         for other in (stranger.id, 999_999)
     ]
     assert [(a.status_code, a.json()["code"]) for a in answers] == [(403, "organization_mismatch")] * 2
@@ -185,8 +190,12 @@ async def test_the_list_pages_sorts_and_searches_literally(live, customer):
 
     for sort in ("id", "name", "key", "last_modified", "base_language_key"):
         for direction in ("asc", "desc"):
-            got = (await customer.http.get("/speech-to-text/models", params={"sort": sort, "direction": direction})).json()
-            expected = sorted(sorted(everything["result"], key=lambda m: m["id"]), key=lambda m: m[sort], reverse=direction == "desc")
+            got = (
+                await customer.http.get("/speech-to-text/models", params={"sort": sort, "direction": direction})
+            ).json()
+            expected = sorted(
+                sorted(everything["result"], key=lambda m: m["id"]), key=lambda m: m[sort], reverse=direction == "desc"
+            )
             assert [m["id"] for m in got["result"]] == [m["id"] for m in expected], (sort, direction)
     assert await listed(q="50%") == ["ä50%"]
     assert await listed(q="x_y") == ["x_y"]
@@ -203,7 +212,11 @@ async def test_models_without_a_run_are_last_in_both_directions(customer):
     models = [await customer.trainable_model() for _ in range(3)]
     await customer.http.post(f"/custom_models/{models[1]['id']}/run")
     for direction in ("asc", "desc"):
-        page = (await customer.http.get("/speech-to-text/models", params={"sort": "training_status", "direction": direction})).json()
+        page = (
+            await customer.http.get(
+                "/speech-to-text/models", params={"sort": "training_status", "direction": direction}
+            )
+        ).json()
         assert [m["id"] for m in page["result"]] == [models[1]["id"], models[0]["id"], models[2]["id"]]
 
 

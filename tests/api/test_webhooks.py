@@ -81,12 +81,18 @@ class TestDelivery:
             async with asyncio.timeout(20):
                 while True:
                     log = (await customer.http.get(f"/webhooks/{hook['id']}/deliveries")).json()["result"][0]
-                    if log["error"] and log["attempts"] == attempt + 1 and (log["status"] == "failed" or log["due"] > log["created"]):
+                    if (
+                        log["error"]
+                        and log["attempts"] == attempt + 1
+                        and (log["status"] == "failed" or log["due"] > log["created"])
+                    ):
                         break
                     await asyncio.sleep(0.02)
             assert (log["answer_status"], log["error"]) == (302, "answered 302")
             # The time of the next try has come; a held row's due time is moved by the sender itself.
-            await live.database.execute("update webhook_deliveries set due_at = now() where status = 'waiting' and error is not null")
+            await live.database.execute(
+                "update webhook_deliveries set due_at = now() where status = 'waiting' and error is not null"
+            )
         assert log["status"] == "failed"
 
     async def test_a_deleted_webhook_hears_nothing_more(self, live, customer, receiver):

@@ -9,6 +9,8 @@ count. Requests a second are given by wall clock and per second of the server's 
 Prints tables and one last line `RESULT {…}`.
 """
 
+# ruff: noqa: ASYNC220, E501 - the load's process has nothing else to do; SQL is read in one line
+
 from __future__ import annotations
 
 import argparse
@@ -63,14 +65,23 @@ async def fill(url: str, models: int, organizations: int) -> None:
     await migrate(url)
     connection = await asyncpg.connect(url)
     began = time.perf_counter()
-    await connection.execute("insert into organizations (id, name) select n, 'O ' || n from generate_series(1, $1::int) n", organizations)
-    await connection.execute("insert into base_languages (id, key, name, weights) values (1, 'en', 'English', 'w'), (2, 'de', 'Deutsch', 'w')")
+    await connection.execute(
+        "insert into organizations (id, name) select n, 'O ' || n from generate_series(1, $1::int) n", organizations
+    )
+    await connection.execute(
+        "insert into base_languages (id, key, name, weights) values (1, 'en', 'English', 'w'), (2, 'de', 'Deutsch', 'w')"
+    )
     await connection.execute("alter sequence language_ids restart with 3")
     step = 100_000
     for first in range(1, models + 1, step):
         await connection.execute(_MODELS, models, organizations, first, min(models, first + step - 1))
-    rows = [(organization_of(n, organizations), "owner", "bench", hashlib.sha256(token(n).encode()).digest(), "stk") for n in range(KEYS)]
-    await connection.executemany("insert into api_keys (organization_id, role, name, sha256, prefix) values ($1, $2, $3, $4, $5)", rows)
+    rows = [
+        (organization_of(n, organizations), "owner", "bench", hashlib.sha256(token(n).encode()).digest(), "stk")
+        for n in range(KEYS)
+    ]
+    await connection.executemany(
+        "insert into api_keys (organization_id, role, name, sha256, prefix) values ($1, $2, $3, $4, $5)", rows
+    )
     await connection.execute("vacuum analyze")
     print(f"{models:,} models of {organizations:,} organizations filled in {time.perf_counter() - began:.0f} s")
     await connection.close()
@@ -120,7 +131,9 @@ def plain(url: str) -> Any:
     @app.get("/models/{model_id}")
     async def model(model_id: int) -> dict[str, Any]:
         row = await app.state.pool.fetchrow("select * from custom_models where id = $1", model_id)
-        return {name: row[name] for name in ("id", "key", "name", "last_modified", "organization_id", "training_status")}
+        return {
+            name: row[name] for name in ("id", "key", "name", "last_modified", "organization_id", "training_status")
+        }
 
     return app
 
@@ -227,7 +240,9 @@ async def load(target: Server, asks: list[bytes], seconds: float, connections: i
     callers = []
     for _ in range(connections):
         _, caller = await loop.create_connection(
-            lambda: Caller(lambda: choose.choice(asks), lambda: time.perf_counter() > ends, statuses), "127.0.0.1", target.port
+            lambda: Caller(lambda: choose.choice(asks), lambda: time.perf_counter() > ends, statuses),
+            "127.0.0.1",
+            target.port,
         )
         callers.append(caller)
     await asyncio.gather(*(caller.done for caller in callers))
@@ -254,7 +269,9 @@ async def polls(url: str, target: Server, organizations: int) -> tuple[list[byte
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{target.port}", trust_env=False) as http:
         for key in range(0, KEYS, 4):
             organization = organization_of(key, organizations)
-            model = await connection.fetchval("select id from custom_models where organization_id = $1 offset $2 limit 1", organization, key % 50)
+            model = await connection.fetchval(
+                "select id from custom_models where organization_id = $1 offset $2 limit 1", organization, key % 50
+            )
             answer = await http.get(MODEL.format(model), headers={"Authorization": f"Bearer {token(key)}"})
             with_tag.append(ask(MODEL.format(model), key, answer.headers["etag"]))
             bare.append(ask(f"/models/{model}"))
@@ -296,7 +313,8 @@ async def churned(url: str, target: Server, models: int) -> dict[str, float]:
         connection = await asyncpg.connect(url)
         while not stop.is_set():
             await connection.execute(
-                "update custom_models set last_modified = last_modified + interval '1 microsecond' where id = $1", random.randrange(3, models // 10)
+                "update custom_models set last_modified = last_modified + interval '1 microsecond' where id = $1",
+                random.randrange(3, models // 10),
             )
             await asyncio.sleep(0.02)
         await connection.close()

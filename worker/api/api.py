@@ -11,12 +11,12 @@ from fastapi.responses import Response
 from worker.api.problems import Refused, not_found
 from worker.api.settings import ApiSettings
 from worker.api.watch import Watcher
+from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
 from worker.store.api_keys import Key
 from worker.store.database import Database, Record
 from worker.store.webhooks import WebhookStore
-from worker.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,14 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "If-None-Match", "Idempotency-Key", "Upload-Offset", "Range"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "If-None-Match",
+                "Idempotency-Key",
+                "Upload-Offset",
+                "Range",
+            ],
             expose_headers=["ETag", "Retry-After", "Content-Range"],
             max_age=600,
         )
@@ -101,9 +108,7 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     return app
 
 
-def _lifespan(
-    database: Database, beside: tuple[Callable[[], Awaitable[None]], ...]
-) -> Callable[[FastAPI], Any]:
+def _lifespan(database: Database, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await database.open()
@@ -178,7 +183,9 @@ async def _away(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - as starlette calls it
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
-    return Refused(code, "There is no such address." if code == "not_found" else error.detail, headers=error.headers).response()
+    return Refused(
+        code, "There is no such address." if code == "not_found" else error.detail, headers=error.headers
+    ).response()
 
 
 async def _fault(request: Request, error: Exception) -> Response:

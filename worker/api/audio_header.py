@@ -4,6 +4,8 @@ What a header claims is checked when the recording is decoded, in the trainer's 
 quotas, and tells a customer at once that a file is no audio.
 """
 
+# ruff: noqa: PLR2004 - offsets and masks are the formats' own
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -209,7 +211,7 @@ _MP3_KBPS: Final = {
     (2, 3): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""Kilobits a second by (1 for MPEG 2 and 2.5 as 2; MPEG 1 as 3) and layer bits; layer II and III share a row in MPEG 2."""
+"""Kilobits a second by version (3: MPEG 1; 2: MPEG 2 and 2.5, whose layers II and III share a row) and layer bits."""
 _MP3_RATES: Final = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 
 
@@ -245,7 +247,21 @@ def _mp3(file: BinaryIO, start: int, size: int) -> float:
     return _extrapolated(window, size - start, _mp3_frame)
 
 
-_AAC_RATES: Final = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
+_AAC_RATES: Final = (
+    96_000,
+    88_200,
+    64_000,
+    48_000,
+    44_100,
+    32_000,
+    24_000,
+    22_050,
+    16_000,
+    12_000,
+    11_025,
+    8_000,
+    7_350,
+)
 
 
 def _adts_frame(head: bytes) -> tuple[int, int, int]:
@@ -279,4 +295,3 @@ def _extrapolated(window: bytes, size: int, frame: Callable[[bytes], tuple[int, 
     if frames < 2 and at < size:
         raise NotAudio("The file is not audio of a known kind (wav, flac, mp3, m4a, aac, ogg, opus).")
     return seconds * size / max(at, 1) if at < size else seconds
-

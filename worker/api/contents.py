@@ -75,7 +75,9 @@ def look_inside(path: Path, name: str, longest_audio_s: float) -> Content:
             raise RefusedContent("unreadable_audio", str(error)) from error
         if seconds > longest_audio_s:
             hours = longest_audio_s / 3600
-            raise RefusedContent("too_long", f"The recording says it lasts {seconds / 3600:.1f} h; at most {hours:g} h.")
+            raise RefusedContent(
+                "too_long", f"The recording says it lasts {seconds / 3600:.1f} h; at most {hours:g} h."
+            )
         return Content(duration_s=round(seconds, 3))
     if path.stat().st_size > LARGEST_TEXT_BYTES:
         raise RefusedContent("too_large", f"A transcript has at most {LARGEST_TEXT_BYTES >> 20} MiB.")

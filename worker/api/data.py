@@ -47,9 +47,7 @@ async def upload(api: Api, key: Key, request: Request) -> Response:
 
 
 def _uploaded(rows: list[Record], arriving: Incoming) -> dict[str, object]:
-    refused = [
-        {"name": turned.name, "reason_code": turned.code, "reason": turned.reason} for turned in arriving.turned
-    ]
+    refused = [{"name": turned.name, "reason_code": turned.code, "reason": turned.reason} for turned in arriving.turned]
     return {"count": len(rows), "result": [present.data_item(row) for row in rows], "refused": refused}
 
 

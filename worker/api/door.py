@@ -14,6 +14,7 @@ from worker.api.problems import Refused
 from worker.api.settings import ApiSettings
 from worker.errors import DatabaseAway
 from worker.store.api import ApiStore
+from worker.store.api_keys import Key
 
 PREFIX: Final = "/api/v3"
 _OPEN: Final = frozenset({f"{PREFIX}/openapi.json"})
@@ -50,31 +51,43 @@ class Door:
         if path in _OPEN or scope["method"] == "OPTIONS":
             await self._app({**scope, "path": path}, receive, send)
             return
-        authorization = tag = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization = value.decode("latin-1")
-            elif name == b"if-none-match":
-                tag = value.decode("latin-1")
+        authorization, tag = _headers(scope)
         try:
             key = await self._keyring.caller(authorization)
             self._limiter.take(key.id)
-            if tag is not None and scope["method"] == "GET" and (model := _MODEL.fullmatch(path)) is not None:
-                row = await self._models.model(int(model[1]), key.organization_id)
-                if row is not None:
-                    now = present.model_tag(row, self._floor_s)
-                    if present.matches(tag, now):
-                        await send(_not_modified(now))
-                        await send({"type": "http.response.body"})
-                        return
+            now = None if tag is None or scope["method"] != "GET" else await self._known(key, path, tag)
         except Refused as refused:
             await refused.response()(scope, receive, send)
             return
         except DatabaseAway:
             await unavailable().response()(scope, receive, send)
             return
+        if now is not None:
+            await send(_not_modified(now))
+            await send({"type": "http.response.body"})
+            return
         behind: dict[str, Any] = {"path": path, "raw_path": path.encode("utf-8", "surrogateescape"), "key": key}
         await self._app({**scope, **behind}, receive, send)
+
+    async def _known(self, key: Key, path: str, tag: str) -> str | None:
+        """The tag of the polled model, where the caller has it already."""
+        polled = _MODEL.fullmatch(path)
+        row = None if polled is None else await self._models.model(int(polled[1]), key.organization_id)
+        if row is None:
+            return None
+        now = present.model_tag(row, self._floor_s)
+        return now if present.matches(tag, now) else None
+
+
+def _headers(scope: Scope) -> tuple[str | None, str | None]:
+    """``Authorization`` and ``If-None-Match``."""
+    authorization = tag = None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization = value.decode("latin-1")
+        elif name == b"if-none-match":
+            tag = value.decode("latin-1")
+    return authorization, tag
 
 
 def unavailable() -> Refused:
@@ -89,4 +102,3 @@ def _not_modified(tag: str) -> Message:
         (b"vary", b"Authorization"),
     ]
     return {"type": _START, "status": 304, "headers": headers}
-

@@ -1,5 +1,7 @@
 """The route table. It reads like the contract; OpenAPI is made from it."""
 
+# ruff: noqa: E501 - a table is read by its columns
+
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -8,7 +10,6 @@ from pydantic import BaseModel
 from schemas import api as wire
 from worker.api import data, models, others, runs, uploads, webhooks
 from worker.api.api import Handler
-
 
 _THINGS: Final = {"models": "model", "data": "data", "uploads": "upload", "runs": "run", "webhooks": "webhook"}
 
@@ -48,7 +49,11 @@ class Endpoint:
     def name(self) -> str:
         """A name for clients: what the handler is called, and of what."""
         thing = _THINGS.get(self.handler.__module__.rpartition(".")[2])
-        return self.handler.__name__ if thing is None or "_" in self.handler.__name__ else f"{self.handler.__name__}_{thing}"
+        return (
+            self.handler.__name__
+            if thing is None or "_" in self.handler.__name__
+            else f"{self.handler.__name__}_{thing}"
+        )
 
 
 _PAGE: Final = ("offset", "limit")

@@ -10,7 +10,7 @@ from worker.store.api_keys import KeyStore
 
 Role = Literal["reader", "member", "owner", "operator"]
 ROLES: Final[tuple[Role, ...]] = ("reader", "member", "owner", "operator")
-"""reader looks; member also changes models, data and runs; owner also webhooks and the audit trail; operator: everywhere."""
+"""reader looks; member also changes models, data and runs; owner also webhooks, audit trail; operator: everywhere."""
 _MARK: Final = "stk_"
 _SHOWN: Final = 12
 

@@ -39,7 +39,9 @@ async def once(database: Database, request: Request, key: Key, body: bytes, effe
     digest = hashlib.sha256(body).digest()
     async with database.transaction() as connection:
         if not await take_turn(connection, "\n".join(map(str, scope))):
-            raise Refused("idempotency_in_progress", "The first request with this Idempotency-Key is still in progress.")
+            raise Refused(
+                "idempotency_in_progress", "The first request with this Idempotency-Key is still in progress."
+            )
         earlier = await earlier_answer(connection, scope)
         if earlier is not None:
             if earlier[0] != digest:

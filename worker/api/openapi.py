@@ -82,7 +82,9 @@ def _schemas() -> dict[str, Any]:
         if name in _EXACT:
             schema["additionalProperties"] = False
     log = definitions["Model"]["properties"]["training_log"]
-    definitions["Model"]["properties"]["training_log"] = log["anyOf"][0] | {"description": "absent until a run was asked for"}
+    definitions["Model"]["properties"]["training_log"] = log["anyOf"][0] | {
+        "description": "absent until a run was asked for"
+    }
     definitions["Model"]["required"].remove("training_log")
     errors = definitions["Problem"]["properties"]["errors"]
     definitions["Problem"]["properties"]["errors"] = errors["anyOf"][0]
@@ -177,7 +179,10 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
         good["headers"] = {"ETag": {"schema": {"type": "string"}}}
     responses = {str(endpoint.status): good}
     if endpoint.polled:
-        responses["304"] = {"description": "The caller has it already", "headers": {"ETag": {"schema": {"type": "string"}}}}
+        responses["304"] = {
+            "description": "The caller has it already",
+            "headers": {"ETag": {"schema": {"type": "string"}}},
+        }
     if "Range" in endpoint.headers:
         responses["206"] = good | {"description": "The range of bytes asked for"}
     codes: dict[int, list[str]] = {}

@@ -65,7 +65,10 @@ def page(rows: Sequence[Any], total: int) -> dict[str, Any]:
 
 def data_item(row: Record) -> dict[str, Any]:
     """`DataItem`."""
-    shown = {name: row[name] for name in ("id", "name", "kind", "bytes", "duration_s", "split", "verdict", "reason_code", "reason")}
+    shown = {
+        name: row[name]
+        for name in ("id", "name", "kind", "bytes", "duration_s", "split", "verdict", "reason_code", "reason")
+    }
     shown["created"] = row["created_at"]
     return shown
 
@@ -125,7 +128,14 @@ def _number(value: object) -> float | None:
 
 
 def _rate(figures: Mapping[str, Any], side: str) -> float | None:
-    for path in ((side, "test", "wer"), ("test", side, "wer"), (side, "wer"), ("wer", side), (f"{side}_wer",), (f"wer_{side}",)):
+    for path in (
+        (side, "test", "wer"),
+        ("test", side, "wer"),
+        (side, "wer"),
+        ("wer", side),
+        (f"{side}_wer",),
+        (f"wer_{side}",),
+    ):
         found: Any = figures
         for name in path:
             found = found.get(name) if isinstance(found, dict) else None
@@ -144,7 +154,7 @@ def curve(live: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """`CurvePoint` s: pairs of (steps done, value) under each name."""
     points: list[dict[str, Any]] = []
     found = (live or {}).get("curve")
-    for name, values in (found.items() if isinstance(found, dict) else ()):
+    for name, values in found.items() if isinstance(found, dict) else ():
         for pair in values if isinstance(values, list) else ():
             match pair:
                 case [int() as steps, int() | float() as value]:

@@ -26,7 +26,8 @@ _STATES: Final = {
 _STYLE: Final = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}p.verdict{font-size:1.15rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884;vertical-align:top}
+table{border-collapse:collapse;width:100%}
+th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884;vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{fill:#3b7dd8}.base{fill:#999}svg{width:100%;height:auto}
 text{font-size:13px;fill:currentColor}small,.dim{opacity:.7}
 """
@@ -77,7 +78,8 @@ def _rates(rates: Mapping[str, float | None]) -> str:
         width = 420 * rate / longest
         bars.append(
             f"<text x=0 y={at * 34 + 21}>{side} model</text><rect class={'base' if side == 'base' else 'bar'} x=110 "
-            f'y={at * 34 + 4} width="{width:.1f}" height=24 rx=3 /><text x="{width + 118:.1f}" y={at * 34 + 21}>{rate:.1%}</text>'
+            f'y={at * 34 + 4} width="{width:.1f}" height=24 rx=3 />'
+            f'<text x="{width + 118:.1f}" y={at * 34 + 21}>{rate:.1%}</text>'
         )
     drawn = "".join(bars)
     return (

@@ -30,23 +30,34 @@ class ApiSettings(BaseSettings):
     api_port: int = Field(default=8080, ge=0, le=65_535, description="its port; 0 picks a free one")
     api_database_connections: int = Field(default=8, ge=2, description="database connections of an API process")
     api_allowed_origins: str = Field(
-        default="", description="comma-separated browser origins that may call the API; * for any; empty: its own console only"
+        default="",
+        description="comma-separated browser origins that may call the API; * for any; empty: its own console only",
     )
-    api_rate_per_s: float = Field(default=50, gt=0, description="requests a second each key may make of one API process, lasting")
+    api_rate_per_s: float = Field(
+        default=50, gt=0, description="requests a second each key may make of one API process, lasting"
+    )
     api_burst: int = Field(default=200, ge=1, description="requests a key may make at once before that rate counts")
     api_upload_folder: Path = Field(
-        default=Path(tempfile.gettempdir()) / "speech-training-uploads", description="where uploads lie until they are checked"
+        default=Path(tempfile.gettempdir()) / "speech-training-uploads",
+        description="where uploads lie until they are checked",
     )
     api_uploads_at_once: int = Field(default=16, ge=1, description="uploads one API process takes at the same time")
     api_largest_file_bytes: int = Field(default=2 << 30, ge=1, description="largest file of training data")
-    api_largest_request_bytes: int = Field(default=4 << 30, ge=1, description="largest upload request, all its files together")
+    api_largest_request_bytes: int = Field(
+        default=4 << 30, ge=1, description="largest upload request, all its files together"
+    )
     api_most_files: int = Field(default=1_000, ge=1, description="most files in one upload request")
     api_longest_audio_s: float = Field(default=6 * 3600, gt=0, description="longest recording of training data")
-    api_quota_models: int = Field(default=100_000, ge=0, description="models an organization may have, unless it has a quota")
-    api_quota_stored_hours: float = Field(default=10_000, ge=0, description="hours of audio an organization may store, likewise")
+    api_quota_models: int = Field(
+        default=100_000, ge=0, description="models an organization may have, unless it has a quota"
+    )
+    api_quota_stored_hours: float = Field(
+        default=10_000, ge=0, description="hours of audio an organization may store, likewise"
+    )
     api_quota_waiting: int = Field(default=1_000, ge=0, description="runs an organization may have waiting, likewise")
     api_webhook_private: bool = Field(
-        default=False, description="webhooks may go to http and to private addresses: for tests and closed networks only"
+        default=False,
+        description="webhooks may go to http and to private addresses: for tests and closed networks only",
     )
 
     @cached_property

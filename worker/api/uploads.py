@@ -62,7 +62,9 @@ async def create(api: Api, key: Key, request: Request) -> Response:
         row = await api_data.create_upload(
             connection, uuid4(), model["id"], model["organization_id"], name, wanted.split, wanted.bytes
         )
-        await audit(connection, key, model["organization_id"], "begin_upload", model_id=model["id"], detail={"name": name})
+        await audit(
+            connection, key, model["organization_id"], "begin_upload", model_id=model["id"], detail={"name": name}
+        )
         return present.answer(_show(row), 201)
 
     return await once(api.database, request, key, body, effect)

@@ -76,7 +76,9 @@ async def create(api: Api, key: Key, request: Request) -> Response:
         if await store.count(connection, organization_id) >= MOST_WEBHOOKS:
             raise Refused("quota_exceeded", f"An organization has at most {MOST_WEBHOOKS} webhooks.")
         row = await store.create(connection, organization_id, wanted.url, secret)
-        await audit(connection, key, organization_id, "create_webhook", detail={"webhook": row["id"], "url": wanted.url})
+        await audit(
+            connection, key, organization_id, "create_webhook", detail={"webhook": row["id"], "url": wanted.url}
+        )
         return present.answer(_show(row, secret), 201)
 
     return await once(api.database, request, key, body, effect)

@@ -257,9 +257,7 @@ async def stop_run(connection: Connection, run_id: UUID) -> bool:
     return True
 
 
-async def start_run(
-    connection: Connection, model: Record, traceparent: str | None, wait_limit_s: float
-) -> UUID | None:
+async def start_run(connection: Connection, model: Record, traceparent: str | None, wait_limit_s: float) -> UUID | None:
     """Queue a run of a held model: row, transition, and outbox rows that ring the broker and tell the event."""
     run_id = uuid4()
     rows = await connection.fetch(

@@ -129,7 +129,13 @@ async def may_remove(connection: Connection, model_id: int, addresses: Sequence[
 
 
 async def create_upload(  # noqa: PLR0913 - a row has that many columns
-    connection: Connection, upload_id: UUID, model_id: int, organization_id: int, name: str, split: str | None, size: int
+    connection: Connection,
+    upload_id: UUID,
+    model_id: int,
+    organization_id: int,
+    name: str,
+    split: str | None,
+    size: int,
 ) -> Record:
     """A large file begins."""
     row = await connection.fetchrow(_Q["create_upload"], upload_id, model_id, organization_id, name, split, size)

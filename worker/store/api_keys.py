@@ -76,7 +76,9 @@ class KeyStore:
             row = await connection.fetchrow(_Q["revoke_key"], key_id, at)
             if row is not None:
                 ends = (at or datetime.now(UTC)).isoformat()
-                await audit(connection, None, row["organization_id"], "revoke_key", detail={"key": key_id, "ends": ends})
+                await audit(
+                    connection, None, row["organization_id"], "revoke_key", detail={"key": key_id, "ends": ends}
+                )
         return row
 
     async def list(self, organization_id: int | None) -> Sequence[Record]:
