@@ -112,6 +112,11 @@ def install(extras: list[str]) -> Path:
     if broker == "apt":
         pieces.append(Piece("RabbitMQ and Erlang", rabbitmq_folder().exists(), *RABBITMQ_MB))
     announce(pieces)
+    if trainer and not venv.complete and sys.version_info >= (3, 12):
+        say(
+            "  Python 3.12 and newer: newer numpy and av than on 3.11, and the CPU build of PyTorch only from PyTorch's"
+        )
+        say("  own index; where that cannot be reached, the plain build with CUDA is taken (about 3 GB)")
     check_disk(pieces)
     if broker == "apt":
         install_rabbitmq()

