@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel  # noqa: TC002 - read at run time by whoever reads annotations
 
 from schemas import messages
 from schemas.events import EVENT
-from schemas.recipes import RECIPES
+from schemas.recipes import recipes
 from schemas.steps import ManifestRow, StepSpec, Verdict
 
 FOLDER: Final = Path(__file__).parent
@@ -27,7 +27,7 @@ def exported() -> dict[str, str]:
         "manifest_row": ManifestRow,
         "verdict": Verdict,
     }
-    models |= {f"recipe_{name}_parameters": recipe.parameters for name, recipe in RECIPES.items()}
+    models |= {f"recipe_{name}_parameters": recipe.parameters for name, recipe in recipes().items()}
     found = {
         f"{name}.schema.json": {"$schema": _ADDRESS, **model.model_json_schema(by_alias=True)}
         for name, model in models.items()

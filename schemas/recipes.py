@@ -1,10 +1,14 @@
 """Recipes and their hyper-parameters as data: every name documented, with a default; unknown ones are refused."""
 
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.steps import Step
+
+ENTRY_POINTS: Final = "speech_training.recipes"
 
 
 class WhisperParameters(BaseModel):
@@ -25,8 +29,10 @@ class WhisperParameters(BaseModel):
     """Longest gradient, as a norm over all trained weights."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Of the decoder, while training."""
-    distillation: float = Field(default=1.0, ge=0, le=100)
-    """Weight of staying close to the base model, which protects ordinary speech."""
+    distillation: float = Field(default=0.0, ge=0, le=100)
+    """Weight of staying close to the base on the customer's own speech, where the base was right."""
+    replay: float = Field(default=3.0, ge=0, le=100)
+    """Weight of staying close to the base on the operator's general set, where there is one."""
     padding_s: float = Field(default=8.0, ge=0, le=30)
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
     interpolation: float = Field(default=1.0, gt=0, le=1)
@@ -50,10 +56,35 @@ class Recipe(BaseModel):
     version: str
     """Grows whenever the same inputs would give other weights: a checkpoint of another version is refused."""
     parameters: type[BaseModel]
-    steps: tuple[Step, ...] = (Step.PREPARE, Step.TRAIN, Step.EVALUATE, Step.EXPORT)
+    """Its hyper-parameters; light to import, for the worker validates with it."""
+    steps: dict[Step, str]
+    """The module of each step, with ``run(run: worker.trainer.step.StepRun)``. Imported by the trainer only."""
 
 
-RECIPES: Final = {"whisper": Recipe(name="whisper", version="1", parameters=WhisperParameters)}
+WHISPER: Final = Recipe(
+    name="whisper",
+    version="1",
+    parameters=WhisperParameters,
+    steps={step: f"worker.trainer.{step.value}" for step in Step},
+)
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """Every recipe by name: ours, and those of installed packages.
+
+    A package brings one with an entry point of the group ``speech_training.recipes`` that names its ``Recipe``.
+
+    Raises:
+        TypeError: an entry point names something else.
+    """
+    found = {WHISPER.name: WHISPER}
+    for entry in entry_points(group=ENTRY_POINTS):
+        recipe = entry.load()
+        if not isinstance(recipe, Recipe):
+            raise TypeError(f"{entry.value} is no Recipe")
+        found[recipe.name] = recipe
+    return found
 
 
 def validated(recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -63,4 +94,4 @@ def validated(recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
         KeyError: no such recipe.
         pydantic.ValidationError: an unknown name or a value out of range; it names every field at fault.
     """
-    return RECIPES[recipe].parameters.model_validate(parameters).model_dump(mode="json")
+    return recipes()[recipe].parameters.model_validate(parameters).model_dump(mode="json")

@@ -12,7 +12,7 @@ from uuid import uuid4
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from schemas.digest import file_digest, tree_digest
-from schemas.recipes import RECIPES, validated
+from schemas.recipes import recipes, validated
 from schemas.steps import ManifestRow, Step, StepSpec
 from worker.api.audio_header import duration_s
 from worker.app import storage_of
@@ -39,8 +39,8 @@ async def add_organization(settings: Settings, options: argparse.Namespace) -> i
 
 async def add_base_language(settings: Settings, options: argparse.Namespace) -> int:
     """Bring the base's weights into storage, then register them under their digest."""
-    if options.recipe not in RECIPES:
-        return complain(f"no recipe {options.recipe!r}; known: {', '.join(RECIPES)}")
+    if options.recipe not in recipes():
+        return complain(f"no recipe {options.recipe!r}; known: {', '.join(recipes())}")
     try:
         defaults = parameters(options.set)
         validated(options.recipe, defaults)
@@ -127,7 +127,7 @@ async def _general_set(settings: Settings, manifest: Path, scratch: Path) -> Pat
             )
         )
     listed.write_text("".join(row.model_dump_json() + "\n" for row in rows_), encoding="utf-8")
-    recipe = RECIPES["whisper"]
+    recipe = recipes()["whisper"]
     spec = StepSpec(
         run_id=uuid4(),
         attempt=1,

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from pydantic import ValidationError
 
 from schemas.messages import RunRequested
-from schemas.recipes import RECIPES, validated
+from schemas.recipes import recipes, validated
 from schemas.status import TrainingStatus
 from worker.cli.opened import stores
 from worker.cli.show import as_json, complain, rows, said
@@ -27,7 +27,7 @@ async def request_run(settings: Settings, options: argparse.Namespace) -> int:
         try:
             wanted = parameters(options.set)
             base = await opened.models.base_language(model["base_language_id"])
-            if base is not None and base.recipe in RECIPES:
+            if base is not None and base.recipe in recipes():
                 validated(base.recipe, base.hyper_parameters | wanted)
         except (ValueError, ValidationError) as error:
             return complain(f"these settings cannot be used: {error}")

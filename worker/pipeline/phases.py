@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from schemas.failures import FailureClass
-from schemas.recipes import RECIPES, validated
+from schemas.recipes import recipes, validated
 from schemas.status import Gate
 from schemas.steps import ManifestRow, Step, Verdict
 from worker import __version__
@@ -53,12 +53,12 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         lambda: parts.models.base_language(run.base_language_id), parts.clock, what="read base language"
     )
     assert base is not None, "a foreign key says so"
-    if base.recipe not in RECIPES:
+    if base.recipe not in recipes():
         raise StepFailed(
             FailureClass.INFRASTRUCTURE,
             "unknown_recipe",
             "This language cannot be trained at the moment.",
-            f"base language {base.key} names recipe {base.recipe!r}; known: {', '.join(RECIPES)}",
+            f"base language {base.key} names recipe {base.recipe!r}; known: {', '.join(recipes())}",
         )
     try:
         parameters = validated(base.recipe, base.hyper_parameters | run.wanted_parameters)
@@ -82,7 +82,7 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         base_weights=base.weights,
         base_version=base.version,
         recipe=base.recipe,
-        recipe_version=RECIPES[base.recipe].version,
+        recipe_version=recipes()[base.recipe].version,
         parameters=parameters,
         seed=run.id.int % 2**31 if "seed" not in parameters else parameters["seed"],
         general_set=base.general_set,

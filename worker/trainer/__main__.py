@@ -5,25 +5,17 @@ import os
 import signal
 import sys
 import traceback
-from typing import Final
+from typing import Any
 
 from pydantic import ValidationError
 
 from schemas.events import Failure, Hello, Stopped
 from schemas.failures import FailureClass
-from schemas.recipes import RECIPES, WhisperParameters
-from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, Step, StepSpec
+from schemas.recipes import recipes
+from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, StepSpec
 from worker.trainer.emitter import Emitter
 from worker.trainer.failures import StepFailureError, StepStoppedError, classified
 from worker.trainer.step import StepRun, StopRequest
-
-# Steps are imported by name, late: `prepare` must not pay for torch.
-STEPS: Final = {
-    ("whisper", Step.PREPARE): "worker.trainer.prepare",
-    ("whisper", Step.TRAIN): "worker.trainer.train",
-    ("whisper", Step.EVALUATE): "worker.trainer.evaluate",
-    ("whisper", Step.EXPORT): "worker.trainer.export",
-}
 
 
 def main() -> int:
@@ -59,7 +51,7 @@ def _run(emitter: Emitter, stop: StopRequest) -> None:
         spec = StepSpec.model_validate_json(sys.stdin.buffer.read())
     except ValidationError as error:
         raise StepFailureError(FailureClass.BUG, "spec_unreadable", "Training could not start.", str(error)) from error
-    recipe = RECIPES.get(spec.recipe)
+    recipe = recipes().get(spec.recipe)
     if recipe is None or recipe.version != spec.recipe_version:
         raise StepFailureError(
             FailureClass.BUG,
@@ -69,12 +61,13 @@ def _run(emitter: Emitter, stop: StopRequest) -> None:
         )
     emitter.emit(Hello(recipe=recipe.name, recipe_version=recipe.version, pid=os.getpid()))
     try:
-        parameters = WhisperParameters.model_validate(spec.parameters)
+        parameters: Any = recipe.parameters.model_validate(spec.parameters)
     except ValidationError as error:
         raise StepFailureError(
             FailureClass.BUG, "parameters_refused", "Training could not start: its settings are wrong.", str(error)
         ) from error
-    step = importlib.import_module(STEPS[spec.recipe, spec.step])
+    # Imported late and by name: `prepare` must not pay for torch.
+    step = importlib.import_module(recipe.steps[spec.step])
     stop.check()
     step.run(StepRun(spec, parameters, emitter, stop))
 
