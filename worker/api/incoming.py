@@ -5,6 +5,7 @@ Every limit is checked on the way. Whatever happens, nothing stays behind.
 
 import asyncio
 import hashlib
+import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -21,6 +22,9 @@ from worker.api.bodies import chunks
 from worker.api.contents import Content, RefusedContent, clean_name, kind_of, look_inside
 from worker.api.problems import Refused, invalid
 from worker.api.settings import ApiSettings
+
+# The parser would log a line for every malformed body; its sender is told, and nobody else has use for it.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _LONGEST_FIELD: Final = 100
 _SPLITS: Final = ("train", "dev", "test")

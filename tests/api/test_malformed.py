@@ -1,0 +1,18 @@
+"""A small volley of what `python -m tests.api.malformed` sends ten thousand of."""
+
+import asyncio
+import json
+import os
+import sys
+
+
+async def test_malformed_uploads_are_refused_with_a_code_and_leave_nothing(services):
+    environment = os.environ | {"TEST_DATABASE_URL": services.database_url}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.api.malformed", "--count", "200", stdout=asyncio.subprocess.PIPE, env=environment
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 100)
+    result = json.loads(out.decode().splitlines()[-1].removeprefix("RESULT "))
+    assert process.returncode == 0, result
+    assert result["wrong"] == []
+    assert result["descriptors"][1] <= result["descriptors"][0]
