@@ -33,16 +33,16 @@ insert into manifest_names (data_id, custom_model_id, audio_name) select $1, $2,
 select audio_name from manifest_names where data_id = $1
 
 -- name: recheck
--- Whether these files have their other half: by stem, or named in a manifest. $4: their content changed, so a verdict
+-- Whether these files have their other half: by stem, or named in a manifest, whatever the folder. $4: their content changed, so a verdict
 -- of an earlier run says nothing any more.
 with looked_at as (
     select d.id, d.verdict,
         exists (select from training_data o where o.custom_model_id = d.custom_model_id and o.stem = d.stem
             and o.kind = case d.kind when 'audio' then 'transcript' else 'audio' end)
         or (d.kind = 'audio' and exists (select from manifest_names n
-            where n.custom_model_id = d.custom_model_id and n.audio_name = d.name)) as paired
+            where n.custom_model_id = d.custom_model_id and n.audio_name = substring(d.name from '[^/]*$'))) as paired
     from training_data d
-    where d.custom_model_id = $1 and d.kind <> 'manifest' and (d.stem = any ($2::text[]) or d.name = any ($3::text[]))
+    where d.custom_model_id = $1 and d.kind <> 'manifest' and (d.stem = any ($2::text[]) or substring(d.name from '[^/]*$') = any ($3::text[]))
 )
 update training_data d
 set verdict = case when not l.paired then 'waiting_for_pair' else 'waiting_for_run' end, reason_code = null, reason = null

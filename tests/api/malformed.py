@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 AT_ONCE = 8
 TABLES = ("training_data", "uploads", "training_runs", "removals", "webhooks")
 NAMES = (
-    "../../etc/passwd.wav", "..\\..\\x.wav", "/etc/x.txt", "a/b.wav", "C:/x/y.wav", "..", ".", "", " ", "x\x00.wav",
+    "../../etc/passwd.wav", "..\\..\\x.wav", "/etc/x.txt", "a/../b.wav", "C:/x/y.wav", "..", ".", "", " ", "x\x00.wav",
     "x\r\ny.wav", "x.exe", "noextension", "x" * 300 + ".wav", "\u202egpj.wav", "con/.wav", "x.wav/", "....//x.txt",
 )  # fmt: skip
 

@@ -49,7 +49,7 @@ async def as_the_worker(live) -> None:
         await asyncio.sleep(0.05)
     move = {
         "run_id": str(rows[0]["id"]), "attempt": 1, "from_status": 3, "to_status": 4, "transition_id": str(uuid4()),
-        "figures": {"wer": {"base": 0.5, "custom": 0.25}}, "gate": "published", "version_address": "runs/x",
+        "figures": {"wer_base": 0.5, "wer_custom": 0.25}, "gate": "published", "version_address": "runs/x",
         "version_sha256": "0" * 64, "version_figures": {},
     }  # fmt: skip
     await live.database.fetch(RUNS["settle_runs"], [move])

@@ -79,7 +79,7 @@ async def test_a_person_creates_uploads_trains_watches_and_deletes(live, custome
     await browser.find("h2", "Training: waiting")
     rows = await live.database.fetch(RUNS["claim_runs"], "worker-1", 1, 60.0, [uuid4()])
     run = rows[0]
-    curve = {"curve": {"loss": [[step, 3 / (1 + step / 20)] for step in range(0, 200, 5)]}}
+    curve = {"curve": [[step, "loss", 3 / (1 + step / 20)] for step in range(0, 200, 5)]}
     await live.database.execute(RUNS["record_progress"], [run["id"]], [1], ["train"], [42.0], [95.0], [curve])
     log_key = f"runs/{run['id']}/1/log.txt"
     await live.storage.put_bytes(log_key, b"step 1 of 200\nstep 2 of 200\n")
@@ -92,7 +92,7 @@ async def test_a_person_creates_uploads_trains_watches_and_deletes(live, custome
     await browser.find("pre", "step 2 of 200")
     await picture(browser, "3-running")
 
-    figures = {"evaluate": {"base": {"test": {"wer": 0.55}}, "custom": {"test": {"wer": 0.12}}}}
+    figures = {"wer_base": 0.55, "wer_custom": 0.12}
     move = {
         "run_id": str(run["id"]), "attempt": 1, "from_status": 3, "to_status": 4, "transition_id": str(uuid4()),
         "figures": figures, "gate": "published", "version_address": "runs/x", "version_sha256": "0" * 64,

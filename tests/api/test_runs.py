@@ -35,7 +35,7 @@ async def started(customer):
 async def test_a_run_is_told_from_start_to_success(live, customer):
     model, path = await started(customer)
     run = await claim(live)
-    live_figures = {"curve": {"loss": [[1, 2.5], [2, 1.25]]}}
+    live_figures = {"figures": {}, "curve": [[1, "loss", 2.5], [2, "loss", 1.25]]}
     await live.database.execute(RUNS["record_progress"], [run["id"]], [1], ["train"], [40.0], [30.0], [live_figures])
     detail = (await customer.http.get(path)).json()
     assert (detail["training_status"], detail["phase"], detail["percent"], detail["eta_s"], detail["attempt"]) == (
@@ -51,7 +51,8 @@ async def test_a_run_is_told_from_start_to_success(live, customer):
         {"name": "loss", "steps_done": 2, "value": 1.25},
     ]
     assert [(move["from"], move["to"]) for move in detail["transitions"]] == [(None, 2), (2, 3)]
-    figures = {"evaluate": {"base": {"test": {"wer": 0.4}}, "custom": {"test": {"wer": 0.1}}}}
+    examples = [{"text": "metoprolol <i>", "base": "met a pro lol", "custom": "metoprolol", "file": "a.wav"}]
+    figures = {"wer_base": 0.4, "wer_custom": 0.1, "examples": examples, "gate_sentence": "Better: 40 % to 10 %."}
     version = {"version_address": "runs/x", "version_sha256": "0" * 64, "version_figures": figures}
     await settle(live, run, 4, figures=figures, gate="published", **version)
     detail = (await customer.http.get(path)).json()
@@ -68,7 +69,8 @@ async def test_a_run_is_told_from_start_to_success(live, customer):
     assert (await customer.http.post(f"/custom_models/{model['id']}/versions/1/serve")).status_code == 200
     assert (await customer.http.post(f"/custom_models/{model['id']}/versions/2/serve")).status_code == 404
     page = await customer.http.get(path + "/report")
-    assert "40.0%" in page.text
+    for shown in ("40.0%", "Better: 40 % to 10 %.", "metoprolol &lt;i&gt;", "met a pro lol"):
+        assert shown in page.text
     assert "sandbox" in page.headers["content-security-policy"]
 
 

@@ -1,18 +1,15 @@
 """What a file of training data is, told from its name and a look inside: the verdict at the door."""
 
 import json
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from worker.api.audio_header import NotAudio, duration_s
+from worker.domain.data import AUDIO_SUFFIXES, MANIFEST_SUFFIXES, TRANSCRIPT_SUFFIXES, Kind, clean_name, kind_of
 
-KINDS: Final = {
-    "wav": "audio", "flac": "audio", "mp3": "audio", "m4a": "audio", "aac": "audio", "ogg": "audio", "opus": "audio",
-    "txt": "transcript", "vtt": "transcript", "srt": "transcript", "jsonl": "manifest",
-}  # fmt: skip
-LONGEST_NAME: Final = 200
+_SUFFIXES: Final = (*AUDIO_SUFFIXES, *TRANSCRIPT_SUFFIXES, *MANIFEST_SUFFIXES)
+
 LARGEST_TEXT_BYTES: Final = 16 << 20
 """Of a transcript or a manifest."""
 _LONGEST_LINE: Final = 1 << 20
@@ -35,29 +32,27 @@ class Content:
     audio_names: tuple[str, ...] = ()
 
 
-def clean_name(name: str) -> str:
-    """A file name as it is kept.
+def checked_name(name: str) -> str:
+    """A file name as it is kept; folders are part of it.
 
     Raises:
-        RefusedContent: it is empty, too long, a path, or has characters that no name has.
+        RefusedContent: it is none, leads out of its folder, or has characters that no name has.
     """
-    clean = unicodedata.normalize("NFC", name)
-    if not clean.strip() or clean != clean.strip() or len(clean) > LONGEST_NAME:
-        raise RefusedContent("bad_file_name", f"A file name has 1 to {LONGEST_NAME} characters.")
-    if "/" in clean or "\\" in clean or not clean.isprintable() or clean.strip(".") == "":
-        raise RefusedContent("bad_file_name", "A file name holds no path and no control characters.")
-    return clean
+    try:
+        return clean_name(name)
+    except ValueError as error:
+        raise RefusedContent("bad_file_name", str(error)) from None
 
 
-def kind_of(name: str) -> str:
+def checked_kind(name: str) -> Kind:
     """audio, transcript or manifest, by the suffix.
 
     Raises:
         RefusedContent: another suffix.
     """
-    kind = KINDS.get(name.rpartition(".")[2].lower())
-    if kind is None or "." not in name:
-        raise RefusedContent("unsupported_media", f"Files end in one of: {', '.join(KINDS)}.")
+    kind = kind_of(name)
+    if kind is None:
+        raise RefusedContent("unsupported_media", f"Files end in one of: {', '.join(_SUFFIXES)}.")
     return kind
 
 
@@ -67,7 +62,7 @@ def look_inside(path: Path, name: str, longest_audio_s: float) -> Content:
     Raises:
         RefusedContent: it is not what its name says, is empty, or is too long.
     """
-    kind = kind_of(name)
+    kind = checked_kind(name)
     if kind == "audio":
         try:
             seconds = duration_s(path)
@@ -122,6 +117,6 @@ def _audio_name(line: bytes) -> str | None:
     try:
         row = json.loads(line)
         audio = row.get("audio_filepath") if isinstance(row, dict) else None
-        return clean_name(audio.replace("\\", "/").rpartition("/")[2]) if isinstance(audio, str) else None
+        return checked_name(audio.replace("\\", "/").rpartition("/")[2]) if isinstance(audio, str) else None
     except (ValueError, RecursionError, RefusedContent):
         return None

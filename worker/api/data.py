@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from worker.api import present
 from worker.api.api import Api
 from worker.api.bodies import path_id
-from worker.api.contents import kind_of
+from worker.api.contents import checked_kind
 from worker.api.incoming import Arrived, Incoming, incoming
 from worker.api.models import offset_and_limit
 from worker.api.once import once
@@ -57,7 +57,7 @@ async def keep(api: Api, model: Record, files: list[Arrived]) -> list[NewItem]:
     items = [
         NewItem(
             name=file.name,
-            kind=kind_of(file.name),
+            kind=checked_kind(file.name),
             bytes=file.bytes,
             sha256=file.sha256,
             address=f"{folder}/{file.sha256}",

@@ -19,7 +19,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from worker.api.bodies import chunks
-from worker.api.contents import Content, RefusedContent, clean_name, kind_of, look_inside
+from worker.api.contents import Content, RefusedContent, checked_kind, checked_name, look_inside
 from worker.api.problems import Refused, invalid
 from worker.api.settings import ApiSettings
 
@@ -139,8 +139,8 @@ class _Spool:
             raise Refused("too_many_files", f"One request brings at most {self._settings.api_most_files} files.")
         shown = raw.decode("utf-8", "replace")[:200]
         try:
-            name = clean_name(raw.decode("utf-8"))
-            kind_of(name)
+            name = checked_name(raw.decode("utf-8"))
+            checked_kind(name)
         except UnicodeDecodeError:
             self._into.turned.append(Turned(shown, "bad_file_name", "The file name is not UTF-8."))
         except RefusedContent as refused:

@@ -104,10 +104,10 @@ def run_detail(row: Record, transitions: Sequence[Record]) -> dict[str, Any]:
         "data_report": row["data_report"],
         "error_rates": error_rates(figures),
         "figures": figures,
-        "curve": curve(row["live"] or figures),
+        "curve": curve(row["live"]),
         "transitions": [transition(move) for move in transitions],
         "has_log": row["log_address"] is not None,
-        "has_report": row["report_address"] is not None or figures is not None,
+        "has_report": figures is not None or row["data_report"] is not None,
     }
 
 
@@ -127,38 +127,19 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _rate(figures: Mapping[str, Any], side: str) -> float | None:
-    for path in (
-        (side, "test", "wer"),
-        ("test", side, "wer"),
-        (side, "wer"),
-        ("wer", side),
-        (f"{side}_wer",),
-        (f"wer_{side}",),
-    ):
-        found: Any = figures
-        for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        if _number(found) is not None:
-            return _number(found)
-    return None
-
-
 def error_rates(figures: Mapping[str, Any] | None) -> dict[str, float | None]:
     """`ErrorRates`, from the figures of the evaluation."""
-    evaluation = (figures or {}).get("evaluate", figures) or {}
-    return {"base": _rate(evaluation, "base"), "custom": _rate(evaluation, "custom")}
+    known = figures or {}
+    return {"base": _number(known.get("wer_base")), "custom": _number(known.get("wer_custom"))}
 
 
 def curve(live: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """`CurvePoint` s: pairs of (steps done, value) under each name."""
+    """`CurvePoint` s, from the triples that the owner of a run writes: steps done, name, value."""
     points: list[dict[str, Any]] = []
-    found = (live or {}).get("curve")
-    for name, values in found.items() if isinstance(found, dict) else ():
-        for pair in values if isinstance(values, list) else ():
-            match pair:
-                case [int() as steps, int() | float() as value]:
-                    points.append({"name": name, "steps_done": steps, "value": value})
+    for point in (live or {}).get("curve", ()):
+        match point:
+            case [int() as steps, str() as name, int() | float() as value]:
+                points.append({"name": name, "steps_done": steps, "value": value})
     return points
 
 

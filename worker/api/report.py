@@ -32,6 +32,8 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{fill:#3b7dd8}.base{
 text{font-size:13px;fill:currentColor}small,.dim{opacity:.7}
 """
 _MOST_ROWS: Final = 200
+_MOST_EXAMPLES: Final = 20
+_SHOWN_ELSEWHERE: Final = ("reasons", "counts", "gate_sentence")
 _WIDTH: Final = 640
 _HEIGHT: Final = 180
 
@@ -49,7 +51,9 @@ def page(row: Record, transitions: Sequence[Record]) -> str:
         f"<p class=dim>{escape(row['model_key'])}, from {escape(row['base_language_key'])}. Run {row['id']}</p>",
         f"<p class=verdict><b>{_STATES[status]}.</b> {escape(_verdict(row, status))}</p>",
         _rates(present.error_rates(row["figures"])),
-        _curve(present.curve(row["live"] or row["figures"])),
+        _curve(present.curve(row["live"])),
+        _examples((row["figures"] or {}).get("examples")),
+        _reasons(row["data_report"]),
         _table("Data", row["data_report"]),
         _table("Figures", row["figures"]),
         _moves(transitions),
@@ -61,6 +65,8 @@ def page(row: Record, transitions: Sequence[Record]) -> str:
 
 
 def _verdict(row: Record, status: TrainingStatus) -> str:
+    if status is TrainingStatus.SUCCESS and "gate_sentence" in row["figures"]:
+        return str(row["figures"]["gate_sentence"])
     if status is TrainingStatus.SUCCESS:
         return _VERDICTS[Gate(row["gate"])]
     if row["failure_reason"] is not None:
@@ -113,6 +119,32 @@ def _line(points: Sequence[tuple[int, float]]) -> str:
     )
 
 
+def _examples(examples: object) -> str:
+    """What was said, and what both models heard: sentences where the custom model helps most."""
+    rows = [one for one in examples if isinstance(one, dict)] if isinstance(examples, list) else []
+    if not rows:
+        return ""
+    cells = "".join(
+        f"<tr><td>{escape(str(one.get('text', '')))}<td>{escape(str(one.get('base', '')))}"
+        f"<td>{escape(str(one.get('custom', '')))}"
+        for one in rows[:_MOST_EXAMPLES]
+    )
+    return f"<h2>Heard</h2><table><tr><th>Said<th>Base model<th>Custom model{cells}</table>"
+
+
+def _reasons(report: Mapping[str, Any] | None) -> str:
+    """Why files or segments were not used, and what their owner can do."""
+    counts, known = (report or {}).get("counts", {}), (report or {}).get("reasons", {})
+    if not isinstance(counts, dict) or not counts:
+        return ""
+    cells = "".join(
+        f"<tr><td class=n>{count}<td>{escape(str(known.get(code, {}).get('sentence', code)))}"
+        f"<td>{escape(str(known.get(code, {}).get('remedy', '')))}"
+        for code, count in counts.items()
+    )
+    return f"<h2>Not used</h2><table><tr><th>Segments<th>Why<th>What to do{cells}</table>"
+
+
 def _table(title: str, document: Mapping[str, Any] | None) -> str:
     rows = [(name, value) for name, value in _flat(document or {}, "")][:_MOST_ROWS]
     if not rows:
@@ -125,6 +157,8 @@ def _flat(document: Mapping[str, Any], before: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, value in document.items():
         path = f"{before}, {name}" if before else str(name)
+        if path in _SHOWN_ELSEWHERE:
+            continue
         if isinstance(value, dict):
             found += _flat(value, path)
         elif not isinstance(value, list):

@@ -15,7 +15,7 @@ from schemas.api import UploadWanted
 from worker.api import present
 from worker.api.api import Api
 from worker.api.bodies import chunks, path_id, path_uuid, read_as
-from worker.api.contents import RefusedContent, clean_name, kind_of
+from worker.api.contents import RefusedContent, checked_kind, checked_name
 from worker.api.data import add, keep, new_upload_key
 from worker.api.incoming import Arrived, Incoming, look_at, spool_folder
 from worker.api.once import once
@@ -48,8 +48,8 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     model = await api.model(key, path_id(request.path_params["id"]))
     wanted, body = await read_as(request, UploadWanted)
     try:
-        name = clean_name(wanted.name)
-        kind_of(name)
+        name = checked_name(wanted.name)
+        checked_kind(name)
     except RefusedContent as refused:
         raise Refused(refused.code, refused.reason, errors=[("name", refused.code, refused.reason)]) from None
     if wanted.bytes > api.settings.api_largest_file_bytes:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from worker.domain.data import stem_of
 from worker.store.database import Connection, Database, Record, queries
 
 _Q: Final = queries("api_data")
@@ -30,13 +31,8 @@ class NewItem:
 
     @property
     def stem(self) -> str:
-        """The name without its last suffix: audio and transcript pair by it."""
+        """What audio and transcript of a pair share."""
         return stem_of(self.name)
-
-
-def stem_of(name: str) -> str:
-    """The name without its last suffix."""
-    return name.rpartition(".")[0] or name
 
 
 class DataStore:
