@@ -9,13 +9,27 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from schemas.digest import tree_digest
+from schemas.digest import file_digest, tree_digest
 from schemas.events import Checkpoint
 from worker.trainer.step import StepRun
 
 FOLDER: Final = "checkpoints"
 _KEPT: Final = 2
 """Of this attempt: the newest, and the one before in case the newest does not arrive whole."""
+
+
+def identity(run: StepRun) -> dict[str, Any]:
+    """What must be equal for a training to go on from a checkpoint."""
+    summary = json.loads((run.input("dataset") / "summary.json").read_text(encoding="utf-8"))
+    general = run.optional_input("general")
+    return {
+        "recipe": f"{run.spec.recipe} {run.spec.recipe_version}",
+        "seed": run.spec.seed,
+        "parameters": run.parameters.model_dump(mode="json", exclude={"checkpoint_every_s"}),
+        "dataset": summary["key"],
+        "base": file_digest(run.input("base") / "model.safetensors"),
+        "general": file_digest(general / "index.jsonl") if general else None,
+    }
 
 
 def save(run: StepRun, steps_done: int, identity: dict[str, Any], state: dict[str, Any]) -> None:

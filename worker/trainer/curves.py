@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.trainer import checkpoint
+from worker.trainer.corpus import Corpus
 from worker.trainer.dataset import Dataset
-from worker.trainer.objective import Targets, scores
 from worker.trainer.plan import Plan
-from worker.trainer.states import EncoderStates
 from worker.trainer.step import StepRun
 from worker.trainer.whisper import WINDOW_S, Whisper
 
@@ -27,9 +26,7 @@ _PRINT_EVERY: Final = 10
 class Curves:
     """Watches a training, and picks its weights by the development split when there is one."""
 
-    def __init__(
-        self, run: StepRun, model: Whisper, dataset: Dataset, language: str | None, precision: torch.dtype
-    ) -> None:
+    def __init__(self, run: StepRun, model: Whisper, dataset: Dataset, precision: torch.dtype) -> None:
         self._run, self._model, self._precision = run, model, precision
         dev = dataset.of("dev")[:DEV_UTTERANCES]
         self._dev = dev if len(dev) >= FEWEST_DEV_UTTERANCES else []
@@ -43,8 +40,7 @@ class Curves:
         if self._dev:
             plan = Plan(tuple(one.seconds for one in self._dev), 16, 1, 0, 0.0)
             self._groups = plan.groups
-            self._targets = Targets(model, [one.text for one in self._dev], language)
-            self._states = EncoderStates(
+            self._corpus = Corpus(
                 model,
                 dataset,
                 self._dev,
@@ -52,6 +48,7 @@ class Curves:
                 padding_s=WINDOW_S,
                 precision=precision,
                 file=run.output / ".dev_states",
+                language=run.spec.context.get("language"),
             )
 
     def took_step(self, done: int, plan: Plan, loss: float, trained: dict[str, Tensor]) -> None:
@@ -78,15 +75,12 @@ class Curves:
 
     @torch.no_grad()
     def _dev_loss(self) -> float:
-        device, decoder = self._model.filters.device, self._model.decoder.eval()
-        total, count = 0.0, 0
-        for group, indices in enumerate(self._groups):
-            inputs, wanted = self._targets.batch(indices, device)
-            asked = wanted >= 0
-            with torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32):
-                found = scores(decoder, inputs, self._states.of([group]).float(), asked, self._targets.projection)
-            total += float(functional.cross_entropy(found, wanted[asked], reduction="sum"))
-            count += int(asked.sum())
+        decoder, total, count = self._model.decoder.eval(), 0.0, 0
+        for group in range(len(self._groups)):
+            batch = self._corpus.batch([group])
+            found = batch.scores(decoder, self._precision)
+            total += float(functional.cross_entropy(found, batch.wanted, reduction="sum"))
+            count += len(batch.wanted)
         return total / count
 
     def best_or(self, last: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,4 +106,3 @@ class Curves:
     def write(self, path: Path) -> None:
         """One JSON object a step."""
         path.write_text("".join(json.dumps(point) + "\n" for point in self._points), encoding="utf-8")
-        (self._run.output / ".dev_states").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What training minimizes: the transcript's tokens become likely, while the rest stays as the base had it."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -45,26 +45,24 @@ class Targets:
         return inputs.to(device), wanted.to(device)
 
 
-def scores(decoder: Any, inputs: Tensor, states: Tensor, asked: Tensor, projection: Tensor) -> Tensor:
-    """Scores [asked positions, kept tokens] of the next token at the positions asked for, float32."""
-    hidden = decoder(input_ids=inputs, encoder_hidden_states=states, use_cache=False).last_hidden_state
-    return (hidden[asked] @ projection.T).float()
-
-
 def loss(student: Tensor, wanted: Tensor, teacher: Tensor | None, distillation: float) -> tuple[Tensor, Tensor]:
     """The loss, and its part that says how well the transcripts are known.
 
-    Where the base already had the right word, the whole distribution is held to the base's: nothing is learned
-    there, so nothing needs to be forgotten.
+    Where the base already had the right word, the whole distribution can be held to the base's: nothing needs to
+    be learned there, so nothing needs to be forgotten.
     """
     known = functional.cross_entropy(student, wanted)
-    if teacher is None or distillation == 0.0:
+    if teacher is None:
         return known, known
     right = (teacher.argmax(dim=-1) == wanted).float()
-    drift = functional.kl_div(
-        functional.log_softmax(student, dim=-1),
-        functional.log_softmax(teacher, dim=-1),
-        reduction="none",
-        log_target=True,
-    ).sum(dim=-1)
-    return known + distillation * (drift * right).mean(), known
+    return known + distillation * (_divergence(student, teacher) * right).mean(), known
+
+
+def drift(student: Tensor, teacher: Tensor) -> Tensor:
+    """How far the student's distributions are from the base's, in nats a token."""
+    return _divergence(student, teacher).mean()
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    ours, theirs = functional.log_softmax(student, dim=-1), functional.log_softmax(teacher, dim=-1)
+    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)

@@ -1,22 +1,23 @@
 """Step `train`: the decoder learns the customer's words from the states of an encoder that stays as it is."""
 
-import json
+import copy
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from worker.trainer import checkpoint
 from worker.trainer.build import build_facts, peak_memory_bytes
+from worker.trainer.corpus import Corpus
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
 from worker.trainer.failures import bad_data
-from worker.trainer.objective import Targets, loss, scores
+from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
-from worker.trainer.states import EncoderStates
+from worker.trainer.replay import Replay
 from worker.trainer.step import StepRun, write_atomically, write_json
 from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 
@@ -28,7 +29,6 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     settings, began = run.parameters, time.monotonic()
     device = processor()
     precision = half_precision(settings.precision, device)
-    torch.manual_seed(run.spec.seed)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     dataset = Dataset(run.input("dataset"))
     utterances = dataset.of("train")
@@ -36,17 +36,12 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         raise bad_data("no_training_data", "None of the usable recordings is in the training split.")
 
     model = Whisper(run.input("base")).to_processor(device)
-    teacher = Whisper(run.input("base")).to_processor(device).decoder if settings.distillation else None
+    teacher = copy.deepcopy(model.decoder).requires_grad_(requires_grad=False)
     trained = trained_weights(model, settings.dropout)
-    base = checkpoint.copied(trained)
-    plan = Plan(
-        tuple(one.seconds for one in utterances),
-        settings.batch_size,
-        settings.epochs,
-        run.spec.seed,
-        settings.warmup_fraction,
-    )
-    states = EncoderStates(
+    published = checkpoint.copied(trained)  # for now the base's
+    lengths = tuple(one.seconds for one in utterances)
+    plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
+    corpus = Corpus(
         model,
         dataset,
         utterances,
@@ -54,42 +49,30 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         padding_s=settings.padding_s,
         precision=precision,
         file=run.output / ".states",
+        language=run.spec.context.get("language"),
     )
-    language = run.spec.context.get("language")
-    targets = Targets(model, [one.text for one in utterances], language)
+    replay = Replay(run, model, teacher, precision, run.output / ".replay") if Replay.possible(run) else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
-    curves = Curves(run, model, dataset, language, precision)
-    identity = {
-        "recipe": f"{run.spec.recipe} {run.spec.recipe_version}",
-        "seed": run.spec.seed,
-        "parameters": settings.model_dump(mode="json", exclude={"checkpoint_every_s"}),
-        "dataset": json.loads((run.input("dataset") / "summary.json").read_text(encoding="utf-8"))["key"],
-    }
-    first = 0
-    if state := checkpoint.load(checkpoint.newest(run), identity):
-        first = state["steps_done"]
-        optimizer.load_state_dict(state["optimizer"])
-        curves.load(state["curves"])
-        with torch.no_grad():
-            for name, weight in trained.items():
-                weight.copy_(state["trained"][name])
+    curves = Curves(run, model, dataset, precision)
+    identity = checkpoint.identity(run)
+    first = resumed(run, identity, trained, optimizer, curves)
     last_checkpoint = time.monotonic()
 
     for step in range(first, plan.steps):
-        torch.manual_seed(run.spec.seed * _SEED_STRIDE + step)  # dropout: a function of the step, so nothing to save
+        torch.manual_seed(run.spec.seed * _SEED_STRIDE + step)  # dropout: a function of the step, nothing to save
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * plan.rate(step)
-        groups = plan.batch(step)
-        inputs, wanted = targets.batch([index for group in groups for index in plan.groups[group]], device)
-        asked, heard = wanted >= 0, states.of(groups).float()
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            model.decoder.train()
-            student = scores(model.decoder, inputs, heard, asked, targets.projection)
+        model.decoder.train()
+        batch = corpus.batch(plan.batch(step))
+        original = None
+        if settings.distillation:
             with torch.no_grad():
-                original = scores(teacher, inputs, heard, asked, targets.projection) if teacher else None
-        total, known = loss(student, wanted[asked], original, settings.distillation)
+                original = batch.scores(teacher, precision)
+        total, known = loss(batch.scores(model.decoder, precision), batch.wanted, original, settings.distillation)
+        if replay:
+            total = total + settings.replay * replay.drift(step, model.decoder)
         total.backward()  # type: ignore[no-untyped-call] # torch
         torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
         optimizer.step()
@@ -105,14 +88,15 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
             run.stop.check(done)
 
     for name, weight in curves.best_or(trained).items():
-        base[name].lerp_(weight.cpu(), settings.interpolation)
-    publish_weights(run, base)
+        published[name].lerp_(weight.detach().cpu(), settings.interpolation)
+    publish_weights(run, published)
     figures = {
         "steps": plan.steps,
         "epochs": settings.epochs,
-        "train_audio_s": round(sum(plan.seconds), 3),
+        "train_audio_s": round(sum(lengths), 3),
         "train_utterances": len(utterances),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
+        "replayed": replay is not None,
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_from_step": first,
@@ -121,8 +105,28 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     }
     write_json(run.output / "train.json", {**figures, "parameters": settings.model_dump(mode="json")})
     curves.write(run.output / "curves.jsonl")
-    (run.output / ".states").unlink(missing_ok=True)
+    for kept in (".states", ".replay", ".dev_states"):
+        (run.output / kept).unlink(missing_ok=True)
     run.result(figures, [WEIGHTS, "train.json", "curves.jsonl"])
+
+
+def resumed(
+    run: StepRun,
+    identity: dict[str, Any],
+    trained: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    curves: Curves,
+) -> int:
+    """Put everything back as a checkpoint of this very training left it; how many steps are done."""
+    state = checkpoint.load(checkpoint.newest(run), identity)
+    if state is None:
+        return 0
+    optimizer.load_state_dict(state["optimizer"])
+    curves.load(state["curves"])
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(state["trained"][name])
+    return int(state["steps_done"])
 
 
 def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:

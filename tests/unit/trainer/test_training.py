@@ -1,0 +1,119 @@
+"""Training by steps: bit-equal when resumed, deterministic, measured, exported."""
+
+import json
+
+import pytest
+
+from schemas.digest import file_digest, tree_digest
+from schemas.steps import Step
+from tests.unit.trainer import tiny
+from worker.trainer.failures import StepFailureError, StepStoppedError
+
+pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default")]  # torch and transformers warn of themselves
+SHORT = {"epochs": 2, "batch_size": 8, "padding_s": 1.0, "precision": "float32"}
+
+
+def train(folder, base, dataset, stop=None, **more):
+    from worker.trainer import train as module
+
+    inputs = {"base": base, "dataset": dataset} | {key: more.pop(key) for key in ("general",) if key in more}
+    run, events = tiny.step_run(Step.TRAIN, folder, inputs, stop, **(SHORT | more))
+    module.run(run)
+    return run.output, tiny.read_events(events)
+
+
+@pytest.fixture(scope="module")
+def trained(base, dataset, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("trained") / "train", base, dataset)
+
+
+def test_training_lowers_the_loss_and_leaves_whole_weights(trained):
+    from safetensors.numpy import load_file
+
+    folder, events = trained
+    figures = events[-1]["figures"]
+    assert figures["steps"] == 6
+    assert figures["loss_last"] < figures["loss_first"]
+    assert "model.encoder.conv1.weight" in load_file(folder / "model.safetensors")
+    assert [one for one in events if one["event"] == "progress"][-1]["percent"] == 100
+    assert len((folder / "curves.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("looks", [1, 4])
+def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, dataset, tmp_path, looks):
+    whole, _ = trained
+    with pytest.raises(StepStoppedError):
+        train(tmp_path / "train", base, dataset, tiny.StopAfter(looks))
+    events = tiny.read_events(tmp_path / "train.events")
+    kept = [one for one in events if one["event"] == "checkpoint"][-1]
+    assert tree_digest(tmp_path / "train" / kept["path"]) == kept["sha256"]
+    folder, events = train(tmp_path / "train", base, dataset)
+    assert events[-1]["figures"]["resumed_from_step"] == kept["steps_done"] > 0
+    assert file_digest(folder / "model.safetensors") == file_digest(whole / "model.safetensors")
+    assert (folder / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
+
+
+def test_a_checkpoint_of_another_training_is_refused(trained, base, dataset, tmp_path, capsys):
+    with pytest.raises(StepStoppedError):
+        train(tmp_path / "train", base, dataset, tiny.StopAfter(2), learning_rate=1e-3)
+    _, events = train(tmp_path / "train", base, dataset)
+    assert events[-1]["figures"]["resumed_from_step"] == 0
+    assert "of another training (parameters): starting over" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_costs_time_and_no_more(trained, base, dataset, tmp_path):
+    with pytest.raises(StepStoppedError):
+        train(tmp_path / "train", base, dataset, tiny.StopAfter(2))
+    state = next((tmp_path / "train" / "checkpoints").glob("step-*")) / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    folder, events = train(tmp_path / "train", base, dataset)
+    assert events[-1]["figures"]["resumed_from_step"] == 0
+    assert file_digest(folder / "model.safetensors") == file_digest(trained[0] / "model.safetensors")
+
+
+def test_ordinary_speech_of_the_operator_holds_the_model_near_its_base(trained, base, dataset, tmp_path):
+    from safetensors.numpy import load_file
+
+    def moved(folder):
+        before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
+        return sum(float(((after[name] - before[name]) ** 2).sum()) for name in before)
+
+    held, events = train(tmp_path / "train", base, dataset, general=dataset, replay=50.0)
+    assert events[-1]["figures"]["replayed"] is True
+    assert moved(held) < moved(trained[0])
+
+
+def test_no_training_split_is_a_failure_of_the_data(base, dataset, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("audio.i16", "summary.json"):
+        (folder / name).write_bytes((dataset / name).read_bytes())
+    lines = [json.loads(line) | {"split": "test"} for line in (dataset / "index.jsonl").read_text().splitlines()]
+    (folder / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(StepFailureError) as failed:
+        train(tmp_path / "train", base, folder)
+    assert failed.value.code == "no_training_data"
+
+
+def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(trained, base, dataset, tmp_path):
+    from worker.trainer import evaluate, export
+
+    inputs = {"base": base, "custom": trained[0], "dataset": dataset}
+    run, events = tiny.step_run(Step.EVALUATE, tmp_path / "evaluate", {**inputs, "general": dataset}, precision="float32")
+    evaluate.run(run)
+    figures = tiny.read_events(events)[-1]["figures"]
+    assert figures["test"]["utterances"] == 6
+    assert figures["unseen_voices"]["utterances"] == 2
+    assert figures["general"]["utterances"] == 6
+    low, high = figures["test"]["intervals"]["wer_change"]
+    assert low <= figures["wer_custom"] - figures["wer_base"] <= high
+    rows = evaluate.read_rows(run.output)
+    assert sum(one["base_words"]["length"] for one in rows if one["set"] == "test") == figures["test"]["base"]["words"]
+
+
+def test_a_model_that_says_nothing_is_not_published(trained, base, dataset, tmp_path):
+    from worker.trainer.export import _spoken
+
+    with pytest.raises(StepFailureError) as failed:
+        _spoken("ctranslate2", "  ")
+    assert failed.value.code == "export_unusable"
