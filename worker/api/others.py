@@ -11,6 +11,7 @@ from worker.api import present
 from worker.api.api import Api
 from worker.api.bodies import path_id, query_int
 from worker.api.models import MOST_A_PAGE
+from worker.api.problems import Refused
 from worker.api.webhooks import organization_of
 from worker.store.api import Counts
 from worker.store.api_keys import Key
@@ -52,11 +53,12 @@ async def audit_log(api: Api, key: Key, request: Request) -> Response:
 async def changes(api: Api, key: Key, request: Request) -> Response:
     """GET /custom_models/{id}/changes: a line whenever the model or its run changed, as server-sent events."""
     model = await api.model(key, path_id(request.path_params["id"]))
+    if api.watcher.full:
+        raise Refused("unavailable", "Too many watch at the moment: poll instead.", headers={"Retry-After": "60"})
 
     async def told() -> AsyncIterator[bytes]:
         async for changed in api.watcher.changes(model["id"]):
-            yield _CHANGED if changed else _ALIVE
-        yield _GONE
+            yield _GONE if changed is None else _CHANGED if changed else _ALIVE
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(told(), 200, headers, "text/event-stream")

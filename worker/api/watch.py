@@ -9,6 +9,9 @@ from worker.store.api import ApiStore
 
 LOOK_S = 1.0
 _ALIVE_S = 15.0
+LONGEST_WATCH_S = 600.0
+"""After this the watcher comes again, with a key that is looked at again."""
+MOST_WATCHERS = 5_000
 
 
 class Watcher:
@@ -38,13 +41,22 @@ class Watcher:
                 self._seen = {model_id: found.get(model_id) for model_id in self._watching}
                 self._changed.notify_all()
 
-    async def changes(self, model_id: int) -> AsyncIterator[bool]:
-        """Yield True at the start and whenever the model changed, False as a sign of life; ends with the model."""
+    @property
+    def full(self) -> bool:
+        """True where nobody more can be told."""
+        return self._watching.total() >= MOST_WATCHERS
+
+    async def changes(self, model_id: int) -> AsyncIterator[bool | None]:
+        """Yield True at the start and whenever the model changed, False as a sign of life.
+
+        None at the end says that the model is gone; without it the watcher may come again.
+        """
+        ends_at = asyncio.get_running_loop().time() + LONGEST_WATCH_S
         self._watching[model_id] += 1
         try:
             last = self._seen.get(model_id)
             yield True
-            while True:
+            while asyncio.get_running_loop().time() < ends_at:
                 try:
                     async with asyncio.timeout(_ALIVE_S), self._changed:
                         while not self._differs(model_id, last):
@@ -54,6 +66,7 @@ class Watcher:
                     continue
                 last = self._seen[model_id]
                 if last is None:
+                    yield None
                     return
                 yield True
         finally:

@@ -25,9 +25,9 @@ _MOVES: Final = queries("runs")
 ACTIVE: Final = (TrainingStatus.READY_TO_RUN, TrainingStatus.RUNNING)
 SORTS: Final = ("id", "name", "key", "last_modified", "base_language_key", "training_status")
 Direction = Literal["asc", "desc"]
-FEW: Final = 1_000
+FEW: Final = 500
 """Matches up to which a search is sorted whole; above, the sort's own index is walked until the page is full."""
-_FOUND_KEPT: Final = 2_000
+_FOUND_KEPT: Final = 1_000
 _POLLS_TOGETHER: Final = 200
 
 
