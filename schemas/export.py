@@ -54,9 +54,7 @@ def asyncapi() -> dict[str, Any]:
         "payload": {"$ref": "run_requested.schema.json"},
     }
     exchange = {"bindings": {"amqp": {"is": "routingKey", "exchange": {"name": messages.EXCHANGE, "type": "topic"}}}}
-    channels = {
-        "requests": {"address": messages.REQUEST_ROUTING_KEY, "messages": {"requested": requested}, **exchange}
-    }
+    channels = {"requests": {"address": messages.REQUEST_ROUTING_KEY, "messages": {"requested": requested}, **exchange}}
     channels |= {
         name: {"address": f"training.run.{name}", "messages": {name: message}, **exchange}
         for name, message in moved.items()

@@ -57,6 +57,8 @@ class Recipe(BaseModel):
     """Grows whenever the same inputs would give other weights: a checkpoint of another version is refused."""
     parameters: type[BaseModel]
     """Its hyper-parameters; light to import, for the worker validates with it."""
+    dataset_parameters: frozenset[str] | None = None
+    """Those that decide what `prepare` makes; a run that differs in others takes the same dataset. None: all."""
     steps: dict[Step, str]
     """The module of each step, with ``run(run: worker.trainer.step.StepRun)``. Imported by the trainer only."""
 
@@ -65,6 +67,7 @@ WHISPER: Final = Recipe(
     name="whisper",
     version="1",
     parameters=WhisperParameters,
+    dataset_parameters=frozenset({"longest_segment_s", "shortest_segment_s", "fastest_speech_cps"}),
     steps={step: f"worker.trainer.{step.value}" for step in Step},
 )
 

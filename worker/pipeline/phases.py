@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from schemas.failures import FailureClass
 from schemas.recipes import recipes, validated
 from schemas.status import Gate
-from schemas.steps import ManifestRow, Step, Verdict
+from schemas.steps import Step, Verdict
 from worker import __version__
-from worker.concurrency import all_of
 from worker.domain.gate import Measured, decide
 from worker.domain.outcome import Succeeded, Version
 from worker.domain.run import RunInputs
-from worker.errors import NotStored, StepFailed
+from worker.errors import StepFailed
+from worker.pipeline.addresses import base_weights, manifest_for_step
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.checkpoints import newest_checkpoint
 from worker.pipeline.load import ManifestLimits, build_manifest
@@ -26,8 +26,6 @@ from worker.pipeline.patience import until_answered
 from worker.pipeline.report import DataReport, check_floor, merge_verdicts
 from worker.pipeline.steps import Made, content_key, run_step
 
-_SIGNED_FOR_S: Final = 6 * 3600.0
-_FETCHES_AT_ONCE: Final = 8
 _VERDICTS_LIMIT: Final = 256 * 2**20
 
 
@@ -93,7 +91,7 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
 
 async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared:
     """Decode, judge every file, make the dataset; fail only below the floor of usable audio."""
-    manifest = await _manifest_for_step(attempt, parts, inputs)
+    manifest = await manifest_for_step(attempt, parts, inputs)
     key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256)
     dataset = await run_step(attempt, parts, Step.PREPARE, inputs, {"manifest": str(manifest)}, key)
     assert inputs.load_verdicts is not None
@@ -118,7 +116,7 @@ async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Pre
     """Train from the base's weights, or on from the newest checkpoint."""
     addresses = {
         "dataset": str(prepared.folder),
-        "base": str(await _base_weights(parts, inputs)),
+        "base": str(await base_weights(parts, inputs)),
     }
     checkpoint = await newest_checkpoint(attempt, parts, inputs)
     if checkpoint is not None:
@@ -138,7 +136,7 @@ async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: 
     """Decode the test split once with base and custom model, and count the errors."""
     addresses = {
         "dataset": str(prepared.folder),
-        "base": str(await _base_weights(parts, inputs)),
+        "base": str(await base_weights(parts, inputs)),
         "custom": str(trained.folder),
     }
     if inputs.general_set is not None:
@@ -167,7 +165,7 @@ async def publish(  # noqa: PLR0913 - it gathers everything
         "phase_seconds": attempt.phase_seconds,
     }
     addresses = {
-        "base": str(await _base_weights(parts, inputs)),
+        "base": str(await base_weights(parts, inputs)),
         "custom": str(trained.folder),
         "evaluation": str(evaluated.folder),
         "dataset": str(prepared.folder),
@@ -216,53 +214,5 @@ def measured(figures: dict[str, Any]) -> Measured:
         raise StepFailed(FailureClass.BUG, "figures_missing", sentence, repr(error)) from error
 
 
-async def _manifest_for_step(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Path:
-    """The run's manifest with addresses that the step can read instead of storage keys."""
-    source = await parts.storage.materialize(inputs.manifest, sha256=inputs.manifest_sha256)
-    rows = await asyncio.to_thread(_read_rows, source)
-    recordings = sorted({(row.audio, row.audio_sha256) for row in rows})
-
-    async def reachable(recording: tuple[str, str]) -> tuple[str, str]:
-        key, sha256 = recording
-        try:
-            path = str(await parts.storage.materialize(key, sha256=sha256))
-        except NotStored:
-            path = f"/nowhere/{key}"  # the step's verdict on it is missing_file
-        attempt.sign_of_progress()
-        return key, path
-
-    addresses = dict(await all_of(recordings, reachable, _FETCHES_AT_ONCE))
-    target = attempt.folder / "manifest.jsonl"
-    lines = "".join(row.model_copy(update={"audio": addresses[row.audio]}).model_dump_json() + "\n" for row in rows)
-    await asyncio.to_thread(target.write_text, lines, encoding="utf-8")
-    attempt.sign_of_progress()
-    return target
-
-
-def _read_rows(path: Path) -> list[ManifestRow]:
-    with path.open(encoding="utf-8") as lines:
-        return [ManifestRow.model_validate_json(line) for line in lines]
-
-
 def _verdicts(lines: bytes) -> list[Verdict]:
     return [Verdict.model_validate(json.loads(line)) for line in lines.splitlines() if line.strip()]
-
-
-async def _base_weights(parts: Parts, inputs: RunInputs) -> Path:
-    """The base's weights as a folder: one on this host, or below a storage key.
-
-    Raises:
-        StepFailed: they are nowhere.
-    """
-    folder = Path(inputs.base_weights)
-    if folder.is_absolute():
-        return folder  # whether it is there, the step sees on its own machine
-    try:
-        return await parts.storage.materialize(inputs.base_weights)
-    except NotStored as error:
-        raise StepFailed(
-            FailureClass.INFRASTRUCTURE,
-            "base_weights_missing",
-            "The base model of this language could not be loaded.",
-            f"{inputs.base_weights}: register weights with `python -m worker base-language-add`",
-        ) from error

@@ -14,6 +14,7 @@ import structlog
 from schemas import events
 from schemas.digest import digest_of
 from schemas.failures import FailureClass
+from schemas.recipes import recipes
 from schemas.steps import Step, StepSpec
 from worker.domain.run import RunInputs
 from worker.errors import NotStored, Spoiled, StepFailed
@@ -48,7 +49,11 @@ class Made:
 
 def content_key(step: Step, inputs: RunInputs, *made_from: str) -> str:
     """The key under which a step's output is kept: everything that decides its bytes."""
-    facts = [step.value, inputs.recipe, inputs.recipe_version, inputs.parameters, *made_from]
+    parameters = inputs.parameters
+    deciding = recipes()[inputs.recipe].dataset_parameters
+    if step is Step.PREPARE and deciding is not None:
+        parameters = {name: value for name, value in parameters.items() if name in deciding}
+    facts = [step.value, inputs.recipe, inputs.recipe_version, parameters, *made_from]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -75,6 +80,8 @@ async def run_step(  # noqa: PLR0913 - a step is told many things
     if kept is not None:
         _log.info("step not repeated", step=step.value, address=kept.address)
         return kept
+    if attempt.ending is not None:
+        raise Stopped  # the step before ended well just as we were asked to end: no time to begin another
     output = attempt.folder / step.value
     output.mkdir(parents=True, exist_ok=True)
     spec = StepSpec(
