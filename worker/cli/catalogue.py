@@ -122,7 +122,7 @@ async def _general_set(settings: Settings, manifest: Path, scratch: Path) -> Pat
                 offset_s=told.get("offset"),
                 duration_s=told.get("duration") if told.get("offset") is not None else None,
                 speaker=told.get("speaker"),
-                split="test",
+                split=told.get("split"),
                 source="jsonl",
             )
         )

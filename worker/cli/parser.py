@@ -49,7 +49,11 @@ def parser() -> argparse.ArgumentParser:
         help="a folder, a hub id such as openai/whisper-tiny.en, or offline:tiny.en",
     )
     add_base.add_argument("--recipe", default="whisper")
-    add_base.add_argument("--general-set", type=Path, help="a .jsonl manifest of ordinary speech to be kept understood")
+    add_base.add_argument(
+        "--general-set",
+        type=Path,
+        help="a .jsonl manifest of ordinary speech: what is marked test measures forgetting, the rest protects from it",
+    )
     add_base.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter's default"
     )

@@ -118,6 +118,8 @@ async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Pre
         "dataset": str(prepared.folder),
         "base": str(await base_weights(parts, inputs)),
     }
+    if inputs.general_set is not None:
+        addresses["general"] = str(await parts.storage.materialize(inputs.general_set))
     checkpoint = await newest_checkpoint(attempt, parts, inputs)
     if checkpoint is not None:
         addresses["checkpoint"] = str(checkpoint)
@@ -127,6 +129,7 @@ async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Pre
         str(attempt.run.id),
         prepared.dataset.sha256,
         inputs.base_version,
+        inputs.general_set or "",
         str(inputs.seed),
     )
     return await run_step(attempt, parts, Step.TRAIN, inputs, addresses, key)
