@@ -286,3 +286,14 @@ async def run_now(connection: Connection, model_id: int, run_id: UUID) -> tuple[
     row = await connection.fetchrow(_RUNS["run_whole"], model_id, run_id, None)
     assert row is not None
     return row, await connection.fetch(_MOVES["transitions_of_run"], run_id)
+
+
+async def set_quota(
+    connection: Connection, organization_id: int, models: int | None, stored_hours: float | None, waiting: int | None
+) -> None:
+    """Give an organization limits of its own; None: the settings' default.
+
+    Raises:
+        DatabaseRefused: there is no such organization.
+    """
+    await connection.execute(_MODELS["set_quota"], organization_id, models, stored_hours, waiting)
