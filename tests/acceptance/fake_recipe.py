@@ -61,7 +61,11 @@ class Recipe(Trainer):
         name = f"write_{self.spec['step']}"
         getattr(self, name)()
         artifacts = [
-            {"path": path.relative_to(self.output).as_posix(), "sha256": file_digest(path), "bytes": path.stat().st_size}
+            {
+                "path": path.relative_to(self.output).as_posix(),
+                "sha256": file_digest(path),
+                "bytes": path.stat().st_size,
+            }
             for path in sorted(self.output.rglob("*"))
             if path.is_file() and not path.relative_to(self.output).parts[0].startswith("checkpoint-")
         ]
@@ -73,7 +77,14 @@ class Recipe(Trainer):
         self.write_lines(
             "verdicts.jsonl",
             [
-                {"data_ids": row["data_ids"], "row": row["row"], "file": row["file"], "verdict": "accepted", "duration_s": 90.0, "split": "train"}
+                {
+                    "data_ids": row["data_ids"],
+                    "row": row["row"],
+                    "file": row["file"],
+                    "verdict": "accepted",
+                    "duration_s": 90.0,
+                    "split": "train",
+                }
                 for row in rows
             ],
         )
@@ -116,7 +127,11 @@ class Recipe(Trainer):
                     file.flush()
         except OSError as error:
             self.emit(
-                "failure", **{"class": "infrastructure"}, code="disk_full", message="A disk of ours is full.", detail=str(error)
+                "failure",
+                **{"class": "infrastructure"},
+                code="disk_full",
+                message="A disk of ours is full.",
+                detail=str(error),
             )
             sys.exit(65)
 

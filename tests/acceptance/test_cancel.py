@@ -21,7 +21,9 @@ STEPS = ["prepare", "train", "evaluate", "export"]
 def kept(world: World, run: uuid.UUID) -> list[str]:
     """What lies in storage of a run, its log apart."""
     folder = world.folder / "storage" / "runs" / str(run)
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "log.txt")
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "log.txt"
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -39,7 +39,9 @@ async def test_sigterm_in_every_step_hands_the_run_over(world: World, step: str)
 async def test_hand_over_in_training_loses_no_step_that_was_done(world: World) -> None:
     first = await world.started()
     run = await world.ask(steps=40, step_s=0.1)
-    await until(lambda: [line for line in world.witnessed(run) if line["step"] == "train" and line["n"] >= 3], "3 steps")
+    await until(
+        lambda: [line for line in world.witnessed(run) if line["step"] == "train" and line["n"] >= 3], "3 steps"
+    )
     first.terminate()
     assert await first.exit_code() == 0
     done = max(line["n"] for line in world.witnessed(run) if line["step"] == "train")

@@ -56,7 +56,8 @@ async def test_killed_trainer_is_a_crash_and_the_next_attempt_resumes_from_its_c
     await world.started()
     run = await world.ask(**SLOW_TRAINING)
     await until(
-        lambda: world.pool.fetchval("select count(*) >= 2 from run_checkpoints where run_id = $1", run), "two checkpoints"
+        lambda: world.pool.fetchval("select count(*) >= 2 from run_checkpoints where run_id = $1", run),
+        "two checkpoints",
     )
     os.kill(await world.trainer_of(run, "train"), signal.SIGKILL)
     row = await world.over(run)

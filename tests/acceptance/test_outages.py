@@ -63,7 +63,9 @@ async def test_frozen_database_pauses_trainers_and_changes_no_attempt_number(wor
     await world.trainer_of(run, "train")
     own.postgres.server.freeze()
     try:
-        await until(lambda: all(process.state in "tT" for process in world.trainers(run)), "its trainer stands still", 15)
+        await until(
+            lambda: all(process.state in "tT" for process in world.trainers(run)), "its trainer stands still", 15
+        )
         await asyncio.sleep(3 * LEASE_S)
     finally:
         own.postgres.server.thaw()
@@ -105,7 +107,8 @@ async def test_training_longer_than_the_consumer_timeout_finishes_once_without_a
 ) -> None:
     """The node closes channels that hold a delivery for 2 s, looking every second; the training takes 12 s."""
     own.rabbitmq.control(
-        "eval", "application:set_env(rabbit, consumer_timeout, 2000), application:set_env(rabbit, channel_tick_interval, 1000)."
+        "eval",
+        "application:set_env(rabbit, consumer_timeout, 2000), application:set_env(rabbit, channel_tick_interval, 1000).",
     )
     try:
         await _proof_that_the_node_enforces_it(world.amqp_url)
@@ -117,7 +120,8 @@ async def test_training_longer_than_the_consumer_timeout_finishes_once_without_a
         assert (await world.over(again))["status"] == 4
     finally:
         own.rabbitmq.control(
-            "eval", "application:unset_env(rabbit, channel_tick_interval), application:set_env(rabbit, consumer_timeout, 1800000)."
+            "eval",
+            "application:unset_env(rabbit, channel_tick_interval), application:set_env(rabbit, consumer_timeout, 1800000).",
         )
     assert (row["status"], row["attempt"]) == (4, 1)
     assert await world.moves(run) == [(None, 2), (2, 3), (3, 4)]

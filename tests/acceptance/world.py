@@ -294,7 +294,9 @@ class World:
         """What trainers wrote themselves, in order of the host's clock."""
         path = self.folder / "witness.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return sorted((line for line in lines if run is None or line["run"] == str(run)), key=lambda line: line.get("at", 0))
+        return sorted(
+            (line for line in lines if run is None or line["run"] == str(run)), key=lambda line: line.get("at", 0)
+        )
 
     def trainers(self, run: uuid.UUID) -> list[Any]:
         """Living processes of a run's trainers, supervisors not counted."""
@@ -319,7 +321,9 @@ class World:
         for line in self.witnessed():
             attempt = int(line["attempt"])
             if attempt < newest.get(line["run"], 0):
-                found.append(f"{line['run']}: attempt {attempt} {line['what']} after attempt {newest[line['run']]} began")
+                found.append(
+                    f"{line['run']}: attempt {attempt} {line['what']} after attempt {newest[line['run']]} began"
+                )
             newest[line["run"]] = max(attempt, newest.get(line["run"], 0))
         return found
 
@@ -367,7 +371,9 @@ async def world_at(folder: Path, amqp_url: str, database_url: str, **settings: s
         " on conflict (key) do update set weights = excluded.weights returning id",
         str(folder / "weights"),
     )
-    organization = await pool.fetchval("insert into organizations (name, max_running) values ('clinic', 1000) returning id")
+    organization = await pool.fetchval(
+        "insert into organizations (name, max_running) values ('clinic', 1000) returning id"
+    )
     world = World(folder, amqp_url, database_url, pool, base, organization, settings)
     try:
         yield world

@@ -44,7 +44,9 @@ def long_or_short(chance: random.Random) -> float:
 
 
 def _victim(field: Field, chance: random.Random) -> WorkerProcess | None:
-    found = [worker for worker in field.workers() if worker.pid not in field.ended_by_us and worker.said("worker started")]
+    found = [
+        worker for worker in field.workers() if worker.pid not in field.ended_by_us and worker.said("worker started")
+    ]
     return chance.choice(found) if found else None
 
 

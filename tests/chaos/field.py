@@ -44,6 +44,9 @@ SETTINGS: Final = {
     "WORKER_LOG_LEVEL": "info",
 }
 PLAN: Final = {"steps": 8, "step_s": 0.04, "other_steps": 2, "checkpoint_every": 3}
+LONG: Final = PLAN | {"steps": 14, "step_s": 0.4}
+"""A training longer than a lease: what a frozen worker's trainer would go on with if nobody paused it."""
+GRANDCHILD: Final = PLAN | {"fake": {"train": "setsid_grandchild"}}
 CAPS: Final = (1, 2, 3, 4, 6)
 BY_STATEMENT: Final = 0.2
 """Share of runs asked for by the API's own statement, in one transaction with their message."""
@@ -85,6 +88,7 @@ class Field:
     busy: dict[str, asyncio.Lock] = field(default_factory=dict)
     mending: set[asyncio.Task[Any]] = field(default_factory=set)
     restarting: bool = True
+    long_share: float = 0.15
 
     # --- workers -----------------------------------------------------------------------------------------------
 
@@ -127,6 +131,11 @@ class Field:
         organization = self.chance.choice(list(self.organizations))
         model = await self._model(organization)
         run = uuid.uuid4()
+        lot = self.chance.random()
+        if lot < self.long_share:
+            self.world.plan(run, **LONG)
+        elif lot > 0.95:
+            self.world.plan(run, **GRANDCHILD)
         if self.chance.random() < BY_STATEMENT:
             await self._ask_by_statement(run, model, organization)
         else:
@@ -175,7 +184,9 @@ class Field:
             database = Database(self.world.database_url, size=1, answer_s=5)
             store = RunStore(database, Limits(), random.random)
             try:
-                await database.fetch(queries("runs")["register_runs"], *store.registration([request], ["event", "request"]))
+                await database.fetch(
+                    queries("runs")["register_runs"], *store.registration([request], ["event", "request"])
+                )
             except (DatabaseAway, DatabaseRefused):
                 await asyncio.sleep(0.3)
             else:
@@ -190,7 +201,9 @@ class Field:
     async def hurry(self) -> None:
         """Back-offs are cut short, as an impatient operator would: the suite has no 15 minutes for one."""
         while True:
-            await self.database.fetch("update training_runs set due_at = now() where status = 2 and due_at > now() + interval '1 s'")
+            await self.database.fetch(
+                "update training_runs set due_at = now() where status = 2 and due_at > now() + interval '1 s'"
+            )
             await asyncio.sleep(0.7)
 
     async def mended(self) -> None:

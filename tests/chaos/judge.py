@@ -89,6 +89,8 @@ def _intervals(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], tu
     """When each process of a step acted: (run, attempt, pid) to first and last line."""
     found: dict[tuple[str, int, int], tuple[float, float]] = {}
     for line in lines:
+        if line["what"] == "tick":  # a grandchild's, which keeps no clock
+            continue
         key = (line["run"], line["attempt"], line["pid"])
         first, _ = found.get(key, (line["at"], line["at"]))
         found[key] = first, line["at"]
@@ -196,8 +198,12 @@ def _workers(field: Field, verdict: Verdict) -> None:
     """Workers end when somebody ends them, and their logs hold no surprise."""
     for name, code, by_us in field.ends:
         if not by_us or code not in (0, -9):
-            verdict.harm("unexplained", f"worker {name} ended with {code}{'' if by_us else ', and nobody had ended it'}")
+            verdict.harm(
+                "unexplained", f"worker {name} ended with {code}{'' if by_us else ', and nobody had ended it'}"
+            )
     for worker in field.world.workers:
         for line in worker.lines():
+            if "PoolConnectionHolder.release" in str(line.get("event")):
+                continue  # asyncpg gives a connection back in a task of its own, which nobody hears fail
             if line.get("level") in ("error", "critical") or ("text" in line and "Traceback" in line["text"]):
                 verdict.harm("unexplained", f"worker {worker.name} says: {json.dumps(line)[:1500]}")

@@ -58,7 +58,9 @@ class SteadyProducer:
         self._one_at_a_time = asyncio.Lock()
         self.repeated = 0
 
-    async def publish(self, message: aio_pika.Message, key: str = "training.run.requested", *, once: bool = False) -> bool:
+    async def publish(
+        self, message: aio_pika.Message, key: str = "training.run.requested", *, once: bool = False
+    ) -> bool:
         """True when the broker has confirmed it; False only with ``once``."""
         async with self._one_at_a_time:
             while True:
@@ -68,7 +70,13 @@ class SteadyProducer:
                         channel = await self._connection.channel(on_return_raises=True)
                         self._exchange = await channel.get_exchange("training", ensure=False)
                     await self._exchange.publish(message, key, timeout=5)
-                except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError, asyncio.CancelledError) as error:
+                except (
+                    OSError,
+                    TimeoutError,
+                    aio_pika.exceptions.AMQPError,
+                    RuntimeError,
+                    asyncio.CancelledError,
+                ) as error:
                     task = asyncio.current_task()
                     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                         raise

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import random
 import shutil
 import sys
@@ -132,11 +133,20 @@ class Part:
 
 
 async def play_part(  # noqa: PLR0913 - what a part is
-    folder: Path, seed: int, runs: int, faults: list[str], *, module: str = "worker", crowd: int = 3, quiet: bool = False
+    folder: Path,
+    seed: int,
+    runs: int,
+    faults: list[str],
+    *,
+    module: str = "worker",
+    crowd: int = 3,
+    long_share: float = 0.15,
+    quiet: bool = False,
 ) -> tuple[Verdict, dict[str, Any]]:
     """One part in a folder of its own; the verdict, and the line for RESULT."""
     began = time.monotonic()
     async with field_at(folder, seed, module=module, crowd=crowd) as field:
+        field.long_share = long_share
         part = Part(field, runs, faults, seed, quiet=quiet)
         verdict = await part.play()
     result = {
@@ -158,7 +168,11 @@ def _summed(results: list[dict[str, Any]]) -> dict[str, Any]:
     for result in results:
         hit.update(result["hit"])
     numbers = ("runs", "faults", *COUNTERS, "attempts", "succeeded", "cancelled", "failed", "seconds")
-    return {"seeds": [result["seed"] for result in results], **{n: sum(r[n] for r in results) for n in numbers}, "hit": dict(hit)}
+    return {
+        "seeds": [result["seed"] for result in results],
+        **{n: sum(r[n] for r in results) for n in numbers},
+        "hit": dict(hit),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,10 +185,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--continue", dest="go_on", action="store_true", help="add to the earlier parts' results")
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS)
     parser.add_argument("--crowd", type=int, default=3, help="workers at once")
+    parser.add_argument("--apart", action="store_true", help="as if each worker had a host of its own")
     parser.add_argument("--keep", action="store_true", help="keep the folder with every log")
     options = parser.parse_args(arguments)
     for library in ("asyncpg", "aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # the suite's own connections: outages are no news here
+    os.environ["CHAOS_BROKEN_BUILD"] = "hosts_apart"  # read by that module only
+    module = "tests.chaos.broken" if options.apart else "worker"
     if not options.go_on:
         options.results.unlink(missing_ok=True)
     known = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
@@ -183,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in range(first, first + options.parts):
         folder = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
         verdict, result = asyncio.run(
-            play_part(folder, seed, options.runs, schedule(seed, options.faults), crowd=options.crowd)
+            play_part(folder, seed, options.runs, schedule(seed, options.faults), module=module, crowd=options.crowd)
         )
         for sentence in verdict.sentences[:40]:
             print(sentence)
