@@ -85,6 +85,11 @@ class TestLocal(Conformance):
     def place(self, tmp_path: Path) -> LocalPlace:
         return LocalPlace(tmp_path / "scratch")
 
+    async def test_without_a_right_nothing_starts(self, steps: Steps):
+        with pytest.raises(LauncherUnavailable, match="no_right"):
+            await steps.start("succeed", lease_s=0)
+        assert not steps.has("start")
+
     async def test_nothing_is_ever_adopted(self, steps: Steps):
         launcher = steps.launcher()
         spec = steps.spec("succeed")

@@ -21,7 +21,7 @@ class LauncherUnavailable(WorkerError):  # noqa: N818 - a state of the world, no
     """Nothing can be started or known right now: the run waits and is not charged a failure.
 
     Attributes:
-        code: ``no_device``, ``cluster_unreachable``, ``cannot_fork`` …
+        code: ``no_device``, ``no_right``, ``cannot_fork``, ``cluster_unreachable``, ``cluster_refused``.
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -126,6 +126,9 @@ class Launcher(Protocol):
         Raises:
             LauncherUnavailable: it cannot be known; the run waits.
         """
+
+    async def sweep(self) -> int:
+        """Clear what earlier workers left and nobody will ask for: processes, folders. How many; never urgent."""
 
     async def close(self) -> None:
         """End whatever this launcher started that cannot outlive the worker, and let go of its resources."""

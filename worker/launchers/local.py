@@ -64,6 +64,8 @@ class LocalLauncher:
 
     async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> LocalHandle:
         """See ``Launcher.start``."""
+        if lease_s <= 0:
+            raise LauncherUnavailable("no_right", "the right to run ended before the step began")
         held = self._devices.hold_one()
         if self._options.devices and held is None:
             raise LauncherUnavailable("no_device", f"all of {', '.join(self._options.devices)} are taken")
@@ -95,7 +97,7 @@ class LocalLauncher:
         await asyncio.to_thread(stop_attempts, str(run_id), below_attempt)
 
     async def sweep(self) -> int:
-        """End what no supervisor watches any more on this host; the number of processes found."""
+        """See ``Launcher.sweep``: processes on this host that no supervisor watches any more."""
         return await asyncio.to_thread(sweep_strays)
 
     async def close(self) -> None:

@@ -64,5 +64,9 @@ class NoopLauncher:
     async def ensure_stopped(self, run_id: UUID, below_attempt: int) -> None:
         """Nothing ever runs."""
 
+    async def sweep(self) -> int:
+        """Nothing is ever left."""
+        return 0
+
     async def close(self) -> None:
         """Nothing to let go of."""

@@ -105,7 +105,7 @@ class RemoteLauncher:
         await asyncio.gather(*(self._until_silent(exchange) for exchange in earlier))
 
     async def sweep(self) -> int:
-        """Remove the exchange folders of runs long over; how many."""
+        """See ``Launcher.sweep``: the exchange folders of runs long over."""
         return await asyncio.to_thread(remove_old, self._options.exchange_root)
 
     async def close(self) -> None:
