@@ -73,12 +73,12 @@ class Curves:
             if dev < self._best_loss:
                 self._best_loss, self._best_step, self._best = dev, done, checkpoint.copied(trained)
 
-    @torch.no_grad()
     def _dev_loss(self) -> float:
         decoder, total, count = self._model.decoder.eval(), 0.0, 0
         for group in range(len(self._groups)):
             batch = self._corpus.batch([group])
-            found = batch.scores(decoder, self._precision)
+            with torch.no_grad():
+                found = batch.scores(decoder, self._precision)
             total += float(functional.cross_entropy(found, batch.wanted, reduction="sum"))
             count += len(batch.wanted)
         return total / count

@@ -33,13 +33,16 @@ def token_limit(seconds: float) -> int:
     return min(LONGEST, _TOKENS_SPARE + round(_TOKENS_A_SECOND * min(seconds, WINDOW_S)))
 
 
-@torch.inference_mode()
 def greedy(model: Whisper, states: Tensor, limits: list[int], language: str | None = None) -> list[Hypothesis]:
     """Decode encoder states [batch, frames, width], each to its end or its limit of tokens."""
+    with torch.inference_mode():
+        return _greedy(model, states, limits, model.prompt(language))
+
+
+def _greedy(model: Whisper, states: Tensor, limits: list[int], prompt: list[int]) -> list[Hypothesis]:
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache  # noqa: PLC0415 - with torch loaded
 
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    prompt = model.prompt(language)
     tokens = torch.tensor([prompt] * len(states), device=states.device)
     never, not_first = _suppressed(model, states)
     states = states.to(model.token_embedding.dtype)

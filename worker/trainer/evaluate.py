@@ -111,7 +111,6 @@ class _Pair:
             found = zip(batch, *self._decode(dataset, batch), strict=True)
             yield [self._row(name, voices, *one) for one in found]
 
-    @torch.inference_mode()
     def _decode(self, dataset: Dataset, batch: list[Utterance]) -> tuple[list[Hypothesis], list[Hypothesis]]:
         device = self._base.filters.device
         features = self._base.features(dataset.sound(batch, WINDOW_S).to(device))
@@ -122,7 +121,8 @@ class _Pair:
         return base, greedy(self._custom, states, limits, self._language)
 
     def _encode(self, model: Whisper, features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features.device.type, self._precision, enabled=self._precision != torch.float32):
+        half = torch.autocast(features.device.type, self._precision, enabled=self._precision != torch.float32)
+        with torch.inference_mode(), half:
             return model.encode(features).float()
 
     def _row(

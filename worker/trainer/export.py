@@ -10,6 +10,7 @@ import torch
 
 from worker.trainer.build import build_facts, peak_memory_bytes
 from worker.trainer.dataset import Dataset, Utterance
+from worker.trainer.evaluate import read_rows
 from worker.trainer.failures import StepFailureError
 from worker.trainer.model_card import model_card
 from worker.trainer.step import StepRun, files_below
@@ -32,10 +33,10 @@ def run(run: StepRun) -> None:
     run.progress(60, note="trying both models")
     run.stop.check()
     dataset = Dataset(run.input("dataset"))
-    one = min(dataset.of("test") or dataset.utterances, key=lambda utterance: utterance.samples)
+    one, wordless = _try_on(run, dataset)
     smoke = {
-        "transformers": _with_transformers(folder, dataset, one),
-        "ctranslate2": _with_ctranslate2(run, dataset, one),
+        "transformers": _spoken("transformers", _with_transformers(folder, dataset, one), wordless=wordless),
+        "ctranslate2": _spoken("ctranslate2", _with_ctranslate2(run, dataset, one), wordless=wordless),
     }
     (folder / "README.md").write_text(model_card(run, build_facts(processor()), smoke), encoding="utf-8")
     figures = {"smoke": smoke, "smoke_text": one.text, "peak_memory_bytes": peak_memory_bytes()}
@@ -72,7 +73,7 @@ def _with_transformers(folder: Path, dataset: Dataset, one: Utterance) -> str:
     features = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_features
     with torch.inference_mode():
         tokens = model.generate(features, max_new_tokens=128)
-    return _spoken("transformers", tokenizer.batch_decode(tokens, skip_special_tokens=True)[0])
+    return str(tokenizer.batch_decode(tokens, skip_special_tokens=True)[0])
 
 
 def _with_ctranslate2(run: StepRun, dataset: Dataset, one: Utterance) -> str:
@@ -86,11 +87,21 @@ def _with_ctranslate2(run: StepRun, dataset: Dataset, one: Utterance) -> str:
     features = np.ascontiguousarray(ours.features(dataset.sound([one], WINDOW_S)).numpy())
     prompt = ours.prompt(run.spec.context.get("language"))
     found = model.generate(ctranslate2.StorageView.from_array(features), [prompt], beam_size=1)
-    return _spoken("ctranslate2", ours.text(list(found[0].sequences_ids[0])))
+    return ours.text(list(found[0].sequences_ids[0]))
 
 
-def _spoken(name: str, text: str) -> str:
-    if not text.strip():
+def _try_on(run: StepRun, dataset: Dataset) -> tuple[Utterance, bool]:
+    """The test utterance that the evaluation heard best, and whether not even there a word was heard."""
+    rows = [row for row in read_rows(run.input("evaluation")) if row["set"] == "test" and row["custom"]]
+    if not rows:
+        return (dataset.of("test") or dataset.utterances)[0], True
+    best = min(rows, key=lambda row: row["custom_words"]["substitutions"] + row["custom_words"]["deletions"])
+    return next(one for one in dataset.of("test") if one.row == best["row"]), False
+
+
+def _spoken(name: str, text: str, *, wordless: bool) -> str:
+    """What the exported model wrote, which must be something where the evaluated model wrote something."""
+    if not text.strip() and not wordless:
         from schemas.failures import FailureClass  # noqa: PLC0415 - only on this road
 
         raise StepFailureError(

@@ -65,13 +65,13 @@ class EncoderStates:
             self._done[group] = True
         return place.to(device, non_blocking=True)
 
-    @torch.no_grad()
     def _encode(self, group: int) -> Tensor:
         utterances, frames = self._groups[group], self._frames[group]
         window = window_s(max(one.seconds for one in utterances), self._padding_s)
         device = self._model.filters.device
         features = self._model.features(self._dataset.sound(utterances, window).to(device))
-        with torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32):
+        half = torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32)
+        with torch.no_grad(), half:
             return self._model.encode(features)[:, :frames].to(torch.bfloat16)
 
 

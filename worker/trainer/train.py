@@ -73,7 +73,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         total, known = loss(batch.scores(model.decoder, precision), batch.wanted, original, settings.distillation)
         if replay:
             total = total + settings.replay * replay.drift(step, model.decoder)
-        total.backward()  # type: ignore[no-untyped-call] # torch
+        total.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,5 +1,7 @@
 """One tiny base model and one tiny dataset for all tests of the trainer."""
 
+# ruff: noqa: PLC0415 - torch is loaded only where a test needs it
+
 from pathlib import Path
 
 import pytest

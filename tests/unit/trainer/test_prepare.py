@@ -1,7 +1,6 @@
 """Every row gets its verdict, one bad file never voids the rest, and no text is on two sides."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -74,7 +73,7 @@ def test_formats_and_rates_become_16_khz_of_the_same_length(tmp_path, suffix, ra
     soundfile.write(audio, np.random.default_rng(0).normal(0, 0.05, (2 * rate, 2)), rate)
     dataset, verdicts, _ = prepared(tmp_path, [tiny.row(0, audio, "the new dose")])
     assert verdicts[0]["verdict"] == "accepted"
-    assert os.path.getsize(dataset / "audio.i16") / 2 / 16_000 == pytest.approx(2.0, abs=0.1)
+    assert (dataset / "audio.i16").stat().st_size / 2 / 16_000 == pytest.approx(2.0, abs=0.1)
 
 
 def test_m4a_is_read_by_the_other_decoder(tmp_path):
@@ -94,7 +93,7 @@ def test_m4a_is_read_by_the_other_decoder(tmp_path):
     ]
     dataset, verdicts, _ = prepared(tmp_path, rows)
     assert reasons(verdicts) == [None, None]
-    assert os.path.getsize(dataset / "audio.i16") == 2 * 2 * 12_800
+    assert (dataset / "audio.i16").stat().st_size == 2 * 2 * 12_800
 
 
 def test_cues_become_segments_at_their_times(tmp_path):

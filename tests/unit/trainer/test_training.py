@@ -1,5 +1,7 @@
 """Training by steps: bit-equal when resumed, deterministic, measured, exported."""
 
+# ruff: noqa: PLC0415 - torch is loaded only where a test needs it
+
 import json
 
 import pytest
@@ -99,7 +101,8 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     from worker.trainer import evaluate, export
 
     inputs = {"base": base, "custom": trained[0], "dataset": dataset}
-    run, events = tiny.step_run(Step.EVALUATE, tmp_path / "evaluate", {**inputs, "general": dataset}, precision="float32")
+    general = {"general": dataset}
+    run, events = tiny.step_run(Step.EVALUATE, tmp_path / "evaluate", inputs | general, precision="float32")
     evaluate.run(run)
     figures = tiny.read_events(events)[-1]["figures"]
     assert figures["test"]["utterances"] == 6
@@ -110,10 +113,18 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     rows = evaluate.read_rows(run.output)
     assert sum(one["base_words"]["length"] for one in rows if one["set"] == "test") == figures["test"]["base"]["words"]
 
+    inputs |= {"evaluation": run.output, "train": trained[0]}
+    run, events = tiny.step_run(Step.EXPORT, tmp_path / "export", inputs)
+    export.run(run)
+    left = {one["path"] for one in tiny.read_events(events)[-1]["artifacts"]}
+    assert {"model/model.safetensors", "model/README.md", "ctranslate2/model.bin"} <= left
+    assert file_digest(run.output / "model/model.safetensors") == file_digest(trained[0] / "model.safetensors")
+    assert "| test | " in (run.output / "model/README.md").read_text()
 
-def test_a_model_that_says_nothing_is_not_published(trained, base, dataset, tmp_path):
+
+def test_a_model_that_writes_nothing_only_in_one_shape_is_not_published():
     from worker.trainer.export import _spoken
 
     with pytest.raises(StepFailureError) as failed:
-        _spoken("ctranslate2", "  ")
+        _spoken("ctranslate2", "  ", wordless=False)
     assert failed.value.code == "export_unusable"

@@ -1,5 +1,7 @@
 """A Whisper of 0.2 million weights with a tokenizer of its own, and recordings of noise: real shapes, no download."""
 
+# ruff: noqa: PLC0415 - torch is loaded only where a test needs it
+
 import json
 import os
 from pathlib import Path

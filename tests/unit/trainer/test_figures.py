@@ -1,0 +1,91 @@
+"""Error rates, loops, batches and sides: pure functions with known answers."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from schemas.steps import ManifestRow
+from tests.unit.trainer import tiny
+from worker.trainer.decoding import _loop, token_limit
+from worker.trainer.plan import Plan
+from worker.trainer.scoring import (
+    Errors,
+    character_errors,
+    normalizer,
+    paired_intervals,
+    rare_terms,
+    rate,
+    recall,
+    word_errors,
+)
+from worker.trainer.sides import Sides
+
+pytestmark = pytest.mark.trainer
+
+
+def test_errors_are_counted_by_kind():
+    assert word_errors("start the new dose today", "start a new dose") == Errors(1, 1, 0, 5)
+    assert word_errors("stop", "please stop now") == Errors(0, 0, 2, 1)
+    assert word_errors("", "well well") == Errors(0, 0, 2, 0)
+    assert character_errors("abc", "abd") == Errors(1, 0, 0, 3)
+    assert rate([Errors(1, 1, 0, 5), Errors(0, 0, 1, 5)]) == pytest.approx(0.3)
+
+
+def test_case_punctuation_and_numbers_are_no_errors_in_english():
+    same = normalizer("en")
+    assert same("Twenty-five milligrams, Doctor!") == same("25 milligrams doctor")
+    assert normalizer("de")("Über, Straße") == normalizer("de")("über straße")
+
+
+def test_the_interval_of_equal_models_is_zero_and_the_same_seed_gives_the_same_interval():
+    errors = [Errors(number % 3, 0, 0, 10) for number in range(50)]
+    same = paired_intervals(errors, errors, seed=1)
+    assert same["wer_change"] == [0.0, 0.0]
+    assert paired_intervals(errors, errors, seed=1) == same
+    worse = [Errors(one.substitutions + 1, 0, 0, 10) for one in errors]
+    low, high = paired_intervals(errors, worse, seed=1)["wer_change"]
+    assert low == pytest.approx(0.1)
+    assert high == pytest.approx(0.1)
+
+
+def test_rare_terms_are_those_the_tokenizer_has_no_name_for_and_are_recalled_by_number():
+    terms = rare_terms(["start metolazone and the dose"], pieces=lambda word: len(word) // 2)
+    assert terms == {"metolazone"}
+    assert recall(terms, ["metolazone or metolazone", "the dose"], ["metolazone or not", "metolazone"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("tokens", "repeats"), [([5] * 8, 7), ([1, 2, 3] * 4, 9), ([1, 2] * 3, 0), ([0] * 6, 0)])
+def test_a_loop_is_what_repeats_a_phrase_four_times(tokens, repeats):
+    assert _loop([9, 9, 8, *tokens]) == repeats
+
+
+def test_an_utterance_gets_no_more_tokens_than_can_be_spoken():
+    assert token_limit(1.0) < token_limit(10.0) <= token_limit(60.0) == 224
+
+
+def test_every_epoch_sees_every_utterance_once_in_an_order_that_only_seed_and_epoch_decide():
+    seconds = tuple(np.random.default_rng(0).uniform(1, 9, 50))
+    plan, other = Plan(seconds, 16, 3, 1, 0.1), Plan(seconds, 16, 3, 2, 0.1)
+    steps = range(plan.steps_an_epoch)
+    epochs = [[tuple(plan.batch(epoch * len(steps) + step)) for step in steps] for epoch in (0, 1)]
+    for epoch in epochs:
+        assert sorted(index for batch in epoch for group in batch for index in plan.groups[group]) == list(range(50))
+    assert epochs[0] != epochs[1]
+    assert [tuple(other.batch(step)) for step in steps] != epochs[0]
+    assert max(plan.rate(step) for step in range(plan.steps)) == pytest.approx(1.0, abs=0.05)
+    assert plan.rate(plan.steps - 1) < 0.15
+
+
+def test_adding_data_never_moves_a_row_and_pieces_of_a_recording_stay_together(tmp_path):
+    def rows(count) -> list[ManifestRow]:
+        return [tiny.row(number, tmp_path / "a.wav", f"sentence number {number}") for number in range(count)]
+
+    few, many = Sides(rows(50)), Sides(rows(500))
+    assert [few.split(one) for one in rows(50)] == [many.split(one) for one in rows(50)]
+    assert {many.split(one) for one in rows(500)} == {"train", "dev", "test"}
+    cues = [
+        tiny.row(9, tmp_path / "b.wav", tiny.spoken(number), source="cue", offset_s=number, duration_s=1.0)
+        for number in range(20)
+    ]
+    assert len({Sides(cues).split(one) for one in cues}) == 1
