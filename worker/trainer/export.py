@@ -13,6 +13,7 @@ from worker.trainer.dataset import Dataset, Utterance
 from worker.trainer.evaluate import read_rows
 from worker.trainer.failures import StepFailureError
 from worker.trainer.model_card import model_card
+from worker.trainer.report import write_report
 from worker.trainer.step import StepRun, files_below
 from worker.trainer.whisper import WEIGHTS, WINDOW_S, processor
 
@@ -40,7 +41,8 @@ def run(run: StepRun) -> None:
     }
     (folder / "README.md").write_text(model_card(run, build_facts(processor()), smoke), encoding="utf-8")
     figures = {"smoke": smoke, "smoke_text": one.text, "peak_memory_bytes": peak_memory_bytes()}
-    run.result(figures, [*files_below(folder, run.output), *files_below(converted, run.output)])
+    report = write_report(run, dataset)
+    run.result(figures, [*report, *files_below(folder, run.output), *files_below(converted, run.output)])
 
 
 def _lay_out(base: Path, weights: Path, folder: Path) -> None:

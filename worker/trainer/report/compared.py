@@ -106,7 +106,7 @@ def words(laid_out: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 if heard != said:
                     tally.missed[model] += 1
                     tally.heard_as[model][heard] += 1
-    told = [
+    told: list[dict[str, Any]] = [
         {
             "word": word,
             "said": tally.said,

@@ -117,7 +117,7 @@ def _speakers(dataset: Dataset) -> dict[str, Any]:
     seconds: dict[str | None, Counter[str]] = defaultdict(Counter)
     for one in dataset.utterances:
         seconds[one.speaker or None][one.split] += one.seconds  # type: ignore[assignment] # a Counter adds floats too
-    listed = [
+    listed: list[dict[str, Any]] = [
         {"speaker": name, **{split: round(float(found[split]), 1) for split in SPLITS}}
         for name, found in sorted(seconds.items(), key=lambda entry: (-sum(entry[1].values()), entry[0] or ""))
     ]

@@ -5,7 +5,8 @@ from typing import Final
 
 from worker.trainer.report.markup import Markup, fill, joined
 
-_SMOOTHING: Final = 0.15
+_SMOOTHED_OVER: Final = 24
+"""A smoothed point is a mean over about this part of a curve."""
 _STEPS: Final = (1, 2, 5, 10)
 Curve = Sequence[Sequence[float]]
 
@@ -122,10 +123,11 @@ def _line(name: str, places: Sequence[tuple[float, float]]) -> Markup:
 
 
 def smoothed(curve: Curve) -> list[tuple[float, float]]:
-    """A curve without its trembling: each point is an exponential mean of those before it."""
-    found: list[tuple[float, float]] = []
-    for count, (step, value) in enumerate(curve):
-        weight = max(_SMOOTHING, 1 / (count + 1))
-        before = found[-1][1] if found else value
-        found.append((step, before + weight * (value - before)))
+    """A curve without its trembling: each point is the mean of those around it, fewer towards the ends."""
+    reach = len(curve) // _SMOOTHED_OVER
+    found = []
+    for at, (step, _) in enumerate(curve):
+        side = min(reach, at, len(curve) - 1 - at)
+        around = curve[at - side : at + side + 1]
+        found.append((step, sum(value for _, value in around) / len(around)))
     return found
