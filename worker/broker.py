@@ -25,6 +25,7 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp import decode
+from pamqp.common import FieldTable
 from pamqp.exceptions import PAMQPException
 
 from worker.errors import BrokerAway, BrokerRefused, TopologyDiffers, WorkerError
@@ -92,7 +93,7 @@ async def connected(url: str, name: str) -> AsyncIterator[AbstractConnection]:
         url = f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_S}"
     async with translated():
         try:
-            told = {"connection_name": name}
+            told: FieldTable = {"connection_name": name}
             connection = await aio_pika.connect(url, timeout=CONNECT_S, client_properties=told)
         except InvalidFrameError as error:
             if "Connection.Close" not in str(error):
@@ -115,9 +116,7 @@ class Backoff:
         random: uniform in [0, 1).
     """
 
-    def __init__(
-        self, first_s: float = 0.2, most_s: float = 15.0, random: Callable[[], float] = system_random
-    ) -> None:
+    def __init__(self, first_s: float = 0.2, most_s: float = 15.0, random: Callable[[], float] = system_random) -> None:
         self._first_s = first_s
         self._most_s = most_s
         self._random = random
@@ -140,7 +139,7 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(stop.wait(), seconds)
 
 
-async def stay_connected(
+async def stay_connected(  # noqa: PLR0913 - wired in two places
     url: str,
     name: str,
     serve: Callable[[AbstractConnection], Awaitable[None]],

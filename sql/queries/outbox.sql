@@ -10,13 +10,19 @@ with head as materialized (
     limit $1
     for update of o skip locked
 )
-select o.id as outbox_id, o.kind, t.id as event_id, o.run_id, o.sequence, t.attempt, t.from_status, t.to_status, t.at,
-    t.reason_code, r.custom_model_id, r.organization_id, r.requested_at, r.traceparent
+select o.*
 from head h
-join outbox o on o.run_id = h.run_id
-join run_transitions t on t.run_id = o.run_id and t.sequence = o.sequence
-join training_runs r on r.id = o.run_id
-order by o.run_id, o.sequence, o.id
+-- `offset 0`: a few index probes for each run at any size of the history, never a walk through all of it.
+cross join lateral (
+    select o.id as outbox_id, o.kind, t.id as event_id, o.run_id, o.sequence, t.attempt, t.from_status, t.to_status, t.at,
+        t.reason_code, r.custom_model_id, r.organization_id, r.requested_at, r.traceparent
+    from outbox o
+    join run_transitions t on t.run_id = o.run_id and t.sequence = o.sequence
+    join training_runs r on r.id = o.run_id
+    where o.run_id = h.run_id
+    offset 0
+) o
+order by o.run_id, o.sequence, o.outbox_id
 
 -- name: mark_sent
 -- The broker confirmed these.

@@ -187,17 +187,19 @@ async def test_a_refused_confirm_holds_back_that_run_and_no_other(shop, relay, l
     ids = await _registered(shop, 20)
     await _move(shop, ids)
     unlucky = str(ids[7])
-    publish = Publisher._one
+    publish = Publisher.publish
     refusals = 0
 
-    async def nack_some(self, message):
+    async def nack_some(self, messages):
         nonlocal refusals
-        if unlucky in message.body.decode() and refusals < 2:
-            refusals += 1
-            return Refusal("nack", silent=False)
-        return await publish(self, message)
+        if refusals == 2:
+            return await publish(self, messages)
+        lucky = [message for message in messages if unlucky not in message.body.decode()]
+        refusals += len(messages) - len(lucky)
+        answers = iter(await publish(self, lucky))
+        return [next(answers) if message in lucky else Refusal("nack", silent=False) for message in messages]
 
-    monkeypatch.setattr(Publisher, "_one", nack_some)
+    monkeypatch.setattr(Publisher, "publish", nack_some)
     async with running(relay):
         await until(lambda: len(listener.messages) >= 19 * 3)
         assert unlucky not in {event["run_id"] for event in listener.events}

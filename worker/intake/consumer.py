@@ -46,7 +46,7 @@ class Intake:
         tracing: a span for each message, in its request's trace.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - wired in one place
         self,
         amqp_url: str,
         runs: RunStore,

@@ -55,7 +55,9 @@ def dead_letter(message: DeliveredMessage, verdict: Dead, now: datetime) -> Outg
     headers |= {
         REASON: verdict.reason.value,
         DETAIL: verdict.detail,
-        FIRST_SEEN: first_seen if isinstance(first_seen, str) else now.astimezone(UTC).isoformat(timespec="milliseconds"),
+        FIRST_SEEN: first_seen
+        if isinstance(first_seen, str)
+        else now.astimezone(UTC).isoformat(timespec="milliseconds"),
     }
     return Outgoing(DEAD_EXCHANGE, "", message.body, _properties(came, headers), mandatory=True)
 

@@ -89,7 +89,9 @@ def understand(body: bytes, properties: Properties) -> Accepted | Dead:
         return Dead(DeadReason.TOO_LARGE, f"{len(body)} bytes; a request has at most {LARGEST_BODY}")
     content_type = (properties.content_type or "application/json").split(";")[0].strip().lower()
     if content_type != "application/json":
-        return _dead(DeadReason.CONTENT_TYPE, f"content type {properties.content_type!r}; requests are application/json")
+        return _dead(
+            DeadReason.CONTENT_TYPE, f"content type {properties.content_type!r}; requests are application/json"
+        )
     if (properties.content_encoding or "utf-8").lower() not in ("utf-8", "identity"):
         return _dead(DeadReason.CONTENT_TYPE, f"content encoding {properties.content_encoding!r} is not read")
     if properties.type not in (None, "", REQUEST_TYPE):
@@ -106,7 +108,7 @@ def _request(value: object, properties: Properties) -> Accepted | Dead:
     if not isinstance(value, dict):
         return _dead(DeadReason.MALFORMED, f"a request is an object, not {type(value).__name__}")
     # pydantic would also read other spellings: a UUID without hyphens, a date from a number.
-    for name, form, wanted in (("run_id", _UUID, "a UUID"), ("requested_at", _RFC3339, "an RFC 3339 time with an offset")):
+    for name, form, wanted in (("run_id", _UUID, "a UUID"), ("requested_at", _RFC3339, "an RFC 3339 time")):
         if name in value and not (isinstance(value[name], str) and form.fullmatch(value[name])):
             return _dead(DeadReason.MALFORMED, f"{name}: {value[name]!r} is not {wanted}")
     try:

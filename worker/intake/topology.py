@@ -98,7 +98,7 @@ def difference(thing: str, text: str) -> str:
 
 
 async def check(amqp_url: str) -> list[Finding]:
-    """What an operator should know of the broker: reachable, allowed, and each object as it should be. Changes nothing."""
+    """What an operator should know of the broker: reachable, allowed, each object as it should be. Changes nothing."""
     try:
         async with connected(amqp_url, "doctor") as connection:
             findings = [Finding("broker", ok=True, what="answers, and the credentials are accepted")]
@@ -108,7 +108,7 @@ async def check(amqp_url: str) -> list[Finding]:
         mend = "Start RabbitMQ, or correct host and port in WORKER_AMQP_URL."
         return [Finding("broker", ok=False, what=str(error), mend=mend)]
     except BrokerRefused as error:
-        mend = "Correct user, password and virtual host in WORKER_AMQP_URL, or give that user permissions on the virtual host."
+        mend = "Correct user, password and virtual host in WORKER_AMQP_URL, or give that user permissions there."
         return [Finding("broker", ok=False, what=str(error), mend=mend)]
 
 

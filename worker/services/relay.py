@@ -46,7 +46,7 @@ class Relay:
         tracing: a span for each message, in its run's trace.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - wired in one place
         self,
         amqp_url: str,
         outbox: OutboxStore,
@@ -114,8 +114,7 @@ class Relay:
     async def _wait(self, connection: AbstractConnection) -> None:
         """Until rung, timed, stopped, or the connection is lost."""
         waits = [
-            asyncio.ensure_future(waiting)
-            for waiting in (self._rung.wait(), self._stop.wait(), connection.closed())
+            asyncio.ensure_future(waiting) for waiting in (self._rung.wait(), self._stop.wait(), connection.closed())
         ]
         try:
             await asyncio.wait(waits, timeout=self._every_s, return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from uuid import UUID
 
 from schemas.status import TrainingStatus
-from worker.store.database import Connection, Database, queries
+from worker.store.database import Connection, Database, Record, queries
 
 _Q: Final = queries("outbox")
 
@@ -82,11 +82,11 @@ class OutboxStore:
         return row["rows"], row["oldest_s"]
 
 
-def _unsent(row: "Sequence[object]") -> Unsent:
+def _unsent(row: Record) -> Unsent:
     # Positional, in the query's own order: this runs three times a run.
     outbox_id, kind, event_id, run_id, sequence, attempt, from_status, to_status, *others = row
     return Unsent(
-        outbox_id, kind, event_id, run_id, sequence, attempt,  # type: ignore[arg-type]
-        None if from_status is None else TrainingStatus(from_status), TrainingStatus(to_status),  # type: ignore[arg-type]
-        *others,  # type: ignore[arg-type]
+        outbox_id, kind, event_id, run_id, sequence, attempt,
+        None if from_status is None else TrainingStatus(from_status), TrainingStatus(to_status),
+        *others,
     )  # fmt: skip
