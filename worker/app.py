@@ -52,6 +52,7 @@ from worker.tracing import open_tracing
 
 _WATCH_S: Final = 5.0
 _WATCH_DEAD_LETTERS_S: Final = 30.0
+_SERVICES_END_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -294,7 +295,9 @@ class App:
         await asyncio.wait({relay}, timeout=5)
         for task in services:
             task.cancel()
-        await asyncio.gather(*services, return_exceptions=True)
+        _, stuck = await asyncio.wait(services, timeout=_SERVICES_END_S)
+        if stuck:  # everything is handed over: nothing that hangs may keep the process from ending
+            _log.warning("services do not end", services=[task.get_name() for task in stuck])
         with contextlib.suppress(DatabaseAway, WorkerError):
             await self._workers.sign_off(self.worker_id)
         await self._health.close()

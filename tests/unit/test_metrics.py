@@ -1,5 +1,6 @@
 """Metrics: named by the conventions, documented, closed label sets, nothing that could hurt a run."""
 
+import asyncio
 import re
 import subprocess
 from pathlib import Path
@@ -10,10 +11,12 @@ from prometheus_client.exposition import generate_latest
 from deploy.metrics_table import TARGET, render, rows
 from schemas.failures import FailureClass
 from schemas.status import TrainingStatus
+from worker.clock import Clock
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Succeeded
+from worker.errors import BrokerAway
 from worker.metrics import CAUSES, OUTCOMES, Metrics
 from worker.pipeline.runner import _OUTCOMES
-from worker.services.watchers import devices_held, next_look_s, show_backlog
+from worker.services.watchers import devices_held, next_look_s, show_backlog, watch_dead_letters
 from worker.store.watching import Backlog
 
 
@@ -138,3 +141,21 @@ def test_held_devices_are_counted_without_touching_their_locks(tmp_path: Path):
         (tmp_path / "device-1.lock").touch()
         assert devices_held(tmp_path, ["0", "1"]) == (2, 1)
     assert devices_held(tmp_path, ["0", "1"]) == (2, 0)
+
+
+async def test_a_watcher_ends_when_cancelled_although_its_look_swallows_the_cancel():
+    looking = asyncio.Event()
+
+    async def count() -> int:
+        looking.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            raise BrokerAway("what aiormq makes of it") from error
+        return 0
+
+    watching = asyncio.create_task(watch_dead_letters(count, Metrics(), every_s=60, clock=Clock()))
+    await looking.wait()
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching

@@ -64,6 +64,9 @@ async def watch_dead_letters(
         with contextlib.suppress(WorkerError, TimeoutError):
             async with asyncio.timeout(every_s):
                 metrics.dead_letters.set(await count())
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError  # swallowed on the way: aiormq answers a cancel with an error of its own
         await clock.sleep(every_s * (0.9 + 0.2 * clock.random()))
 
 
