@@ -186,7 +186,7 @@ class TestLocal(Conformance):
         await until(lambda: len(trainers(steps.run_id)) == 1)
         other = await steps.start("stall", attempt=2)
         await until(lambda: trainers(steps.run_id, 2))
-        assert await steps.launcher().sweep() == 1
+        assert await steps.launcher().sweep() >= 1  # other tests' strays on this host are swept as well
         await until(lambda: not trainers(steps.run_id, 1))
         assert trainers(steps.run_id, 2)
         await other.kill()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +24,7 @@ from deploy.local.program import Program, wait_until
 from tests.launchers.conformance import FAKE_TRAINER, Steps, everybody, until
 from tests.launchers.remote_cases import RemoteConformance, outpost
 from worker.launchers.interface import LauncherUnavailable
-from worker.launchers.processes import descendants
+from worker.launchers.processes import descendants, read_process
 from worker.launchers.ray import RayCluster, RayOptions
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
 from worker.launchers.verdict import StepDone, classify
@@ -110,8 +111,11 @@ def cluster() -> Iterator[RayPlace]:
         yield place
     finally:
         forward.stop()
-        head.kill()  # its init: the kernel ends everything in the namespace with it
-        shutil.rmtree(folder, ignore_errors=True)
+        inhabitants = descendants(head.pid)
+        head.kill()  # its init: the kernel ends everything in the namespace with it, a moment later
+        while any(read_process(process.pid) for process in inhabitants):
+            time.sleep(0.05)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

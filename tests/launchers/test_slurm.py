@@ -85,12 +85,18 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def idle(path: str) -> bool:
+def told(*command: str, path: str) -> str:
     environment = {**os.environ, "SLURM_CONF": path}
-    done = subprocess.run(
-        ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() == "idle"
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def idle(path: str) -> bool:
+    return told("sinfo", "--noheader", "--format=%T", path=path) == "idle"
+
+
+def queued(path: str) -> bool:
+    """Whether a step waits, runs or is still being cleaned away."""
+    return told("squeue", "--noheader", path=path) != ""
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +134,13 @@ def slurm() -> Iterator[SlurmPlace]:
         wait_until(lambda: idle(place.configuration), timeout_s=60, what="an idle node", program=node)
         yield place
     finally:
+        if node in started:
+            # a node that goes before its steps have ended leaves their slurmstepd behind
+            told("scancel", f"--user={os.getuid()}", path=place.configuration)
+            wait_until(lambda: not queued(place.configuration), timeout_s=60, what="an empty queue", program=node)
         for program in reversed(started):
-            program.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+            program.stop()
+        shutil.rmtree(folder)
 
 
 class TestSlurm(RemoteConformance):
