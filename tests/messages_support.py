@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import aio_pika
 
-from worker.metrics import Metrics
 from worker.store.database import Database
 from worker.store.models import ModelStore
 from worker.store.runs import Limits, Request, RunStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from worker.metrics import Metrics
 
 PATIENCE_S = 30.0
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from random import random as system_random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aio_pika
 import structlog
@@ -25,10 +25,12 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp import decode
-from pamqp.common import FieldTable
 from pamqp.exceptions import PAMQPException
 
 from worker.errors import BrokerAway, BrokerRefused, TopologyDiffers, WorkerError
+
+if TYPE_CHECKING:
+    from pamqp.common import FieldTable
 
 CONNECT_S: Final = 10.0
 CLOSE_S: Final = 5.0

@@ -90,9 +90,7 @@ class Ours:
                 "WORKER_SLOTS": str(place.slots),
                 "WORKER_OBSERVE_PORT": "0",
             }
-            self.running.append(
-                _started([sys.executable, "-m", "worker", "run"], place, f"ours-{copy}", environment)
-            )
+            self.running.append(_started([sys.executable, "-m", "worker", "run"], place, f"ours-{copy}", environment))
 
 
 def _started(
@@ -100,7 +98,12 @@ def _started(
 ) -> subprocess.Popen[bytes]:
     with (place.folder / f"{log}.log").open("ab") as output:
         return subprocess.Popen(
-            command, env=environment or place.environment(), cwd=BENCH, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=environment or place.environment(),
+            cwd=BENCH,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
 
@@ -118,7 +121,11 @@ def peers() -> list[Peer]:
             ],
             each_process=True,
         ),
-        Peer("dramatiq", "dramatiq_peer", [["dramatiq", "peers.dramatiq_peer", "--processes", "{p}", "--threads", "{s}"]]),
+        Peer(
+            "dramatiq",
+            "dramatiq_peer",
+            [["dramatiq", "peers.dramatiq_peer", "--processes", "{p}", "--threads", "{s}"]],
+        ),
         Peer(
             "taskiq",
             "taskiq_peer",

@@ -23,7 +23,7 @@ import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aio_pika
 import asyncpg
@@ -57,7 +57,8 @@ def peer_python() -> Path:
 # --- ours: models, requests, history -----------------------------------------------------------------------------
 
 
-async def _prepare_ours(place: Place, runs: int) -> None:
+async def prepare_ours(place: Place, runs: int) -> None:
+    """A migrated database with a model for every run, and the broker's objects."""
     await migrate(place.database_url)
     connection = await asyncpg.connect(place.database_url)
     await connection.execute(
@@ -80,13 +81,14 @@ async def _prepare_ours(place: Place, runs: int) -> None:
 class OurPublisher:
     """Publishes requests for one model after another, confirmed."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, skip: int = 0) -> None:
         self._place = place
+        self._skip = skip
         self._models: list[tuple[int, int]] = []
 
-    async def __aenter__(self) -> OurPublisher:
+    async def __aenter__(self) -> Self:
         connection = await asyncpg.connect(self._place.database_url)
-        rows = await connection.fetch("select id, organization_id from custom_models order by id desc")
+        rows = await connection.fetch("select id, organization_id from custom_models order by id offset $1", self._skip)
         self._models = [(row["id"], row["organization_id"]) for row in rows]
         await connection.close()
         self._connection = await aio_pika.connect(self._place.amqp_url)
@@ -98,7 +100,7 @@ class OurPublisher:
         await self._connection.close()
 
     async def one(self) -> None:
-        model, organization = self._models.pop()
+        model, organization = self._models.pop(0)
         run_id = str(uuid.uuid4())
         body = {
             "run_id": run_id,
@@ -131,7 +133,14 @@ class OurPublisher:
 _TABLES = {True: ("training_runs", "run_transitions"), False: ("runs", "transitions")}
 
 
-async def _ended(connection: asyncpg.Connection, ours: bool, wanted: int, started: list[subprocess.Popen[bytes]]) -> None:
+async def ended(
+    connection: asyncpg.Connection, wanted: int, started: list[subprocess.Popen[bytes]], *, ours: bool
+) -> None:
+    """Wait until so many runs have succeeded.
+
+    Raises:
+        RuntimeError: they did not in time, or a worker ended.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while await connection.fetchval(f"select count(*) from {_TABLES[ours][0]} where status = $1", SUCCESS) < wanted:
         if time.monotonic() > deadline or any(process.poll() is not None for process in started):
@@ -139,7 +148,7 @@ async def _ended(connection: asyncpg.Connection, ours: bool, wanted: int, starte
         await asyncio.sleep(0.2)
 
 
-def _usage(started: list[subprocess.Popen[bytes]]) -> tuple[float, float]:
+def usage(started: list[subprocess.Popen[bytes]]) -> tuple[float, float]:
     """CPU seconds and resident megabytes of the workers and all they started."""
     cpu_s = megabytes = 0.0
     for process in started:
@@ -154,7 +163,7 @@ def _usage(started: list[subprocess.Popen[bytes]]) -> tuple[float, float]:
     return cpu_s, megabytes
 
 
-def _stop(started: list[subprocess.Popen[bytes]]) -> None:
+def stop(started: list[subprocess.Popen[bytes]]) -> None:
     for process in started:
         process.send_signal(signal.SIGTERM)
     for process in started:
@@ -171,7 +180,7 @@ async def measure(contestant: Peer | Ours, place: Place, python: Path, wanted: a
     ours = isinstance(contestant, Ours)
     trickled = int(wanted.rate * wanted.seconds)
     if ours:
-        await _prepare_ours(place, wanted.runs + trickled)
+        await prepare_ours(place, wanted.runs + trickled)
         async with OurPublisher(place) as publisher:
             await publisher.backlog(wanted.runs)
     else:
@@ -181,19 +190,19 @@ async def measure(contestant: Peer | Ours, place: Place, python: Path, wanted: a
     runs, history = _TABLES[ours]
     try:
         contestant.start(place, python)
-        await _ended(connection, ours, wanted.runs, contestant.running)
-        cpu_s, _ = _usage(contestant.running)
+        await ended(connection, wanted.runs, contestant.running, ours=ours)
+        cpu_s, _ = usage(contestant.running)
         rate = await connection.fetchval(
             f"select (count(*) filter (where to_status = {SUCCESS}) - 1) / extract(epoch from max(at) - min(at)) "
             f"from {history}"
         )
         last = await connection.fetchval(f"select max(at) from {history}")
         if ours:
-            async with OurPublisher(place) as publisher:
+            async with OurPublisher(place, wanted.runs) as publisher:
                 await publisher.trickle(wanted.rate, wanted.seconds)
         else:
             await asyncio.to_thread(contestant.publish, place, python, "trickle", str(wanted.rate), str(wanted.seconds))
-        await _ended(connection, ours, wanted.runs + trickled, contestant.running)
+        await ended(connection, wanted.runs + trickled, contestant.running, ours=ours)
         delays = await connection.fetch(
             f"select extract(epoch from h.at - r.requested_at)::float8 * 1000 as ms from {runs} r "
             f"join {history} h on h.run_id = r.id and h.to_status = {RUNNING} where r.requested_at > $1 order by 1",
@@ -202,11 +211,11 @@ async def measure(contestant: Peer | Ours, place: Place, python: Path, wanted: a
         milliseconds = [row["ms"] for row in delays][1:]
         if ours:
             async with asyncio.timeout(PATIENCE_S):
-                while await connection.fetchval("select count(*) from outbox"):
+                while await connection.fetchval("select count(*) from outbox"):  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.1)
-        _, megabytes = _usage(contestant.running)
+        _, megabytes = usage(contestant.running)
     finally:
-        _stop(contestant.running)
+        stop(contestant.running)
         await connection.close()
     quantiles = statistics.quantiles(milliseconds, n=100)
     return {
@@ -224,13 +233,12 @@ async def _prepare_peer(peer: Peer, place: Place, python: Path) -> None:
     await connection.execute(text.split('SCHEMA = """')[1].split('"""')[0])
     await connection.close()
     if peer.name == "procrastinate":
-        subprocess.run(
-            [str(python.parent / "procrastinate"), "-a", "peers.procrastinate_peer.app", "schema", "--apply"],
-            env=place.environment(),
-            cwd=BENCH,
-            check=True,
-            capture_output=True,
+        command = [str(python.parent / "procrastinate"), "-a", "peers.procrastinate_peer.app", "schema", "--apply"]
+        making = await asyncio.create_subprocess_exec(
+            *command, env=place.environment(), cwd=BENCH, stdout=asyncio.subprocess.DEVNULL
         )
+        if await making.wait():
+            raise RuntimeError("procrastinate could not make its schema")
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------
@@ -269,7 +277,8 @@ async def run(wanted: argparse.Namespace, urls: dict[str, str]) -> None:
             found[contestant.name].append(figures)
             print(f"round {number + 1} {contestant.name:14}" + _told(figures), flush=True)
     medians = {
-        name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]} for name, rounds in found.items()
+        name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        for name, rounds in found.items()
     }
     print(f"\nmedian of {wanted.rounds}, {wanted.processes} processes of {wanted.slots} slots, {wanted.runs} runs")
     for name, figures in medians.items():
@@ -286,7 +295,9 @@ def _told(figures: dict[str, float]) -> str:
 
 
 def _result(medians: dict[str, dict[str, float]]) -> dict[str, Any]:
-    result: dict[str, Any] = {name: {key: round(value, 2) for key, value in one.items()} for name, one in medians.items()}
+    result: dict[str, Any] = {
+        name: {key: round(value, 2) for key, value in one.items()} for name, one in medians.items()
+    }
     others = [figures for name, figures in medians.items() if name != "ours"]
     if others and "ours" in medians:
         best_rate = max(figures["runs_per_s"] for figures in others)
@@ -304,7 +315,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50, help="of the trickle, runs a second")
     parser.add_argument("--seconds", type=float, default=6, help="of the trickle")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=16, help="of each process")
+    parser.add_argument("--slots", type=int, default=32, help="of each process")
     parser.add_argument("--only", default="", help="names, comma-separated")
     urls = {name: os.environ[f"TEST_{name.upper()}_URL"] for name in ("amqp", "management", "database")}
     asyncio.run(run(parser.parse_args(), urls))

@@ -289,14 +289,12 @@ async def test_unroutable_dead_letters_with_one_message_id_are_never_taken_for_c
 @pytest.mark.timeout(180)
 async def test_ten_thousand_garbage_messages_do_not_stop_it(shop, line, intake, metrics):
     for start in range(0, 10_000, 500):
-        await asyncio.gather(
-            *(line.publish(b"%d is no request" % number) for number in range(start, start + 500))
-        )
+        await asyncio.gather(*(line.publish(b"%d is no request" % number) for number in range(start, start + 500)))
     request = shop.request()
     await line.ask(request)
     async with running(intake):
         async with asyncio.timeout(120):
-            while await shop.status(request.run_id) is None:
+            while await shop.status(request.run_id) is None:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
     assert sample(metrics, "training_messages_total", verdict="not_json") >= 10_000
     assert await line.depth("training.runs.dead") >= 10_000

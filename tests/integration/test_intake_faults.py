@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-
-from urllib.parse import quote
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import aio_pika
 import pytest
@@ -80,11 +79,7 @@ async def test_a_connection_closed_by_an_operator_is_made_again(shop, line, inta
         def intakes() -> list[str]:
             found = call_management(services.management_url, "GET", "connections")
             vhost = intake._amqp_url.rsplit("/", 1)[1]
-            return [
-                one["name"]
-                for one in found
-                if one.get("user_provided_name") == "intake" and one["vhost"] == vhost
-            ]
+            return [one["name"] for one in found if one.get("user_provided_name") == "intake" and one["vhost"] == vhost]
 
         names = await until(intakes, "the management plugin seeing the connection")
         for name in names:
@@ -154,9 +149,7 @@ async def test_a_database_that_refuses_everything_uses_up_no_message(shop, line,
         await until(lambda: intake.consuming, "consuming again")
 
 
-async def test_one_request_that_the_database_refuses_does_not_spoil_its_neighbours(
-    shop, line, intake, monkeypatch
-):
+async def test_one_request_that_the_database_refuses_does_not_spoil_its_neighbours(shop, line, intake, monkeypatch):
     shop.models += await shop.new_models(4)
     requests = [shop.request(model=model) for model in shop.models]
     register = shop.runs._register
@@ -242,7 +235,7 @@ async def test_a_killed_broker_loses_no_confirmed_request(private_services, shop
         await until(lambda: not intake.consuming, "noticing it")
         await asyncio.to_thread(broker.start)
         async with asyncio.timeout(60):
-            while await shop.count() < len(requests):
+            while await shop.count() < len(requests):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
         await until(lambda: intake.consuming, "consuming again")
         async with line_to(broker.amqp_url()) as line:
@@ -281,9 +274,7 @@ async def test_a_frozen_broker_is_noticed_and_intake_goes_on_when_it_thaws(
 
 
 @pytest.mark.timeout(180)
-async def test_while_the_database_is_away_requests_stay_in_the_queue(
-    private_services, vhost, line, metrics
-):
+async def test_while_the_database_is_away_requests_stay_in_the_queue(private_services, vhost, line, metrics):
     postgres = private_services.postgres
     url = postgres.url()
     await migrate(url)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import aio_pika
 import pytest
 
 from tests.messages_support import Line, Shop, line_to, running, sample, shop_at, until
@@ -23,7 +21,10 @@ from worker.store.outbox import OutboxStore
 from worker.store.queries import queries
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import AsyncIterator
+
+    import aio_pika
 
     from deploy.local.services import LocalServices
 
@@ -145,9 +146,7 @@ async def test_an_event_carries_everything_the_contract_names(shop, relay, liste
     assert json.loads(third.body)["reason_code"] == "handed_over"
 
 
-async def test_events_of_many_runs_arrive_in_order_per_run_and_the_outbox_empties(
-    shop, relay, listener, metrics
-):
+async def test_events_of_many_runs_arrive_in_order_per_run_and_the_outbox_empties(shop, relay, listener, metrics):
     ids = await _registered(shop, 700)
     await _move(shop, ids)
     await _move(shop, ids[:50])
@@ -239,9 +238,7 @@ async def _leaves(shop: Shop, rows: int) -> bool:
     return await _untold(shop) == rows
 
 
-async def test_a_request_from_the_outbox_reaches_intake_and_is_a_duplicate_there(
-    shop, relay, listener, vhost, metrics
-):
+async def test_a_request_from_the_outbox_reaches_intake_and_is_a_duplicate_there(shop, relay, listener, vhost, metrics):
     request = shop.request()
     await shop.database.execute(
         queries("runs")["register_runs"], *shop.runs.registration([request], ["request", "event"])
@@ -255,15 +252,11 @@ async def test_a_request_from_the_outbox_reaches_intake_and_is_a_duplicate_there
     assert await shop.status(request.run_id) == 2
 
 
-async def test_a_request_that_no_queue_takes_is_kept_and_sent_once_the_queue_is_back(
-    shop, relay, listener, vhost
-):
+async def test_a_request_that_no_queue_takes_is_kept_and_sent_once_the_queue_is_back(shop, relay, listener, vhost):
     async with line_to(vhost) as line:
         await line.channel.queue_delete("training.runs")
         request = shop.request()
-        await shop.database.execute(
-            queries("runs")["register_runs"], *shop.runs.registration([request], ["request"])
-        )
+        await shop.database.execute(queries("runs")["register_runs"], *shop.runs.registration([request], ["request"]))
         async with running(relay):
             await until(lambda: _told(shop))
         assert await line.depth() == 1
@@ -296,9 +289,7 @@ async def test_a_killed_broker_costs_no_event_and_no_order(private_services: Loc
     async with connected(broker.amqp_url(), "test") as connection:
         await declare(connection)
     async with line_to(broker.amqp_url()) as line:
-        queue = await line.channel.declare_queue(
-            "kept", durable=True, arguments={"x-queue-type": "quorum"}
-        )
+        queue = await line.channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
         await queue.bind("training", "training.run.*")
     # RabbitMQ 3.10 forgets a quorum queue whose entry in this file was not yet written when it is killed.
     [names] = broker.folder.glob("data/*/quorum/*/names.dets")
@@ -311,7 +302,7 @@ async def test_a_killed_broker_costs_no_event_and_no_order(private_services: Loc
         await _move(shop, ids)
         await asyncio.to_thread(broker.start)
         async with asyncio.timeout(60):
-            while not await _told(shop):
+            while not await _told(shop):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
     heard = Listener()
     async with line_to(broker.amqp_url()) as line:

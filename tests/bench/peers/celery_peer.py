@@ -32,4 +32,4 @@ def train(run_id: str, requested_at: str) -> None:
 
 
 def sender():
-    return lambda run_id, requested_at: train.delay(run_id, requested_at)
+    return train.delay

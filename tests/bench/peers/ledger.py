@@ -7,6 +7,8 @@ One statement a transition, autocommit, prepared: the cheapest way to do it hone
 from __future__ import annotations
 
 import os
+from datetime import datetime
+from uuid import UUID
 
 DATABASE_URL = os.environ["BENCH_DATABASE_URL"]
 SLOTS = int(os.environ["BENCH_SLOTS"])
@@ -47,7 +49,7 @@ class Ledger:
     """The three transitions for tasks that are plain functions in threads."""
 
     def __init__(self) -> None:
-        from psycopg_pool import ConnectionPool
+        from psycopg_pool import ConnectionPool  # noqa: PLC0415 - the asyncio peers do not need it
 
         self._pool = ConnectionPool(
             DATABASE_URL, min_size=1, max_size=SLOTS, kwargs={"autocommit": True, "prepare_threshold": 1}
@@ -69,19 +71,14 @@ class AsyncLedger:
         self._pool = None
 
     async def open(self) -> None:
-        import asyncpg
+        import asyncpg  # noqa: PLC0415 - the peers in threads do not need it
 
         self._pool = await asyncpg.create_pool(DATABASE_URL, min_size=1, max_size=SLOTS)
 
     async def train(self, run_id: str, requested_at: str) -> None:
-        from datetime import datetime
-        from uuid import UUID
-
         run = UUID(run_id)
         async with self._pool.acquire() as connection:
-            await connection.execute(
-                placeholders(QUEUED, ["$1", "$2"]), run, datetime.fromisoformat(requested_at)
-            )
+            await connection.execute(placeholders(QUEUED, ["$1", "$2"]), run, datetime.fromisoformat(requested_at))
             moved = placeholders(MOVED, ["$1", "$2::smallint", "$3::smallint"])
             await connection.execute(moved, run, RUNNING, READY)
             await connection.execute(moved, run, SUCCESS, RUNNING)

@@ -1,4 +1,7 @@
-"""Publishes runs for a peer through its own client: `python -m peers.publishing PEER backlog N | trickle RATE SECONDS`."""
+"""Publishes runs for a peer through its own client.
+
+python -m peers.publishing PEER backlog N | trickle RATE SECONDS
+"""
 
 from __future__ import annotations
 

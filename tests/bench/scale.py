@@ -1,0 +1,185 @@
+"""What claim, heartbeat, lists and sweep cost as tables grow: 1 thousand, 100 thousand, 1 million runs.
+
+    bash tests/bench.sh scale [--sizes 1000,100000,1000000] [--organizations 10000] [--looks 40]
+
+A tenth of the runs waits, spread over the organizations, 200 run, the rest is over. Every statement is the named
+query that the worker or the API runs, with the sessions that they have; what it changes is rolled back. Prints the
+median and worst of each, and one last line `RESULT {…}` with each median's ratio of the largest to the smallest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploy.local.postgres import create_database, drop_database
+from worker.store.database import Connection, Database
+from worker.store.migrations import migrate
+from worker.store.queries import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUNNING = 200
+SLOTS = 16
+WORKER = "bench-worker"
+
+# Triggers and foreign keys rest while this is loaded; the counters they keep are written as they would be.
+FILL = """
+insert into organizations (id, name, max_running) overriding system value
+    select n, 'o' || n, 1000 from generate_series(1, {organizations}) n;
+insert into base_languages (id, key, name, weights, max_running) values (1, 'en', 'English', '/none', 1000000);
+insert into custom_models (id, key, name, organization_id, base_language_id, base_language_key)
+    select 10 + n, 'm' || n, 'model ' || n, 1 + n % {organizations}, 1, 'en' from generate_series(0, {models} - 1) n;
+insert into training_runs (id, custom_model_id, organization_id, base_language_id, status, sequence, attempt,
+        requested_at, created_at, due_at, started_at, ended_at, worker_id, lease_expires_at, figures, gate)
+    select md5('run' || n)::uuid, 10 + n % {models}, 1 + (n % {models}) % {organizations}, 1, s.status,
+        case s.status when 2 then 1 when 3 then 2 else 3 end, (s.status > 2)::int,
+        t.at, t.at, t.at, case when s.status > 2 then t.at end, case when s.status = 4 then t.at end,
+        case when s.status = 3 then '{worker}' end, case when s.status = 3 then now() + interval '1 hour' end,
+        case when s.status = 4 then '{{}}'::jsonb end, case when s.status = 4 then 'published' end
+    from generate_series(0, {runs} - 1) n
+    cross join lateral (
+        select case when n < {waiting} then 2 when n < {waiting} + {running} then 3 else 4 end as status) s
+    cross join lateral (select now() - ({runs} - n) * interval '1 millisecond' - interval '1 minute' as at) t;
+insert into run_transitions (id, run_id, sequence, from_status, to_status, attempt)
+    select md5('move' || s || r.id)::uuid, r.id, s, nullif(s, 1), s + 1, (s > 1)::int
+    from training_runs r cross join lateral generate_series(1, r.sequence) s;
+insert into outbox (run_id, sequence, kind)
+    select id, sequence, 'event' from training_runs where status = 4 order by created_at desc limit 600;
+insert into organization_counts (organization_id, models)
+    select organization_id, count(*) from custom_models group by 1
+    on conflict (organization_id) do update set models = excluded.models;
+update organizations o set waiting = r.waiting, running = r.running
+    from (select organization_id, count(*) filter (where status = 2) as waiting,
+            count(*) filter (where status = 3) as running from training_runs group by 1) r
+    where r.organization_id = o.id;
+update base_languages set running = {running};
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A database of this many runs."""
+
+    runs: int
+    organizations: int
+
+    @property
+    def waiting(self) -> int:
+        return max(SLOTS * 4, self.runs // 10)
+
+    @property
+    def running(self) -> int:
+        return min(RUNNING, self.runs // 5)
+
+    @property
+    def models(self) -> int:
+        return max(self.waiting + self.running, self.organizations)
+
+
+async def fill(dsn: str, size: Size) -> None:
+    """Load a database of that size; analysed and vacuumed as a running one would be."""
+    database = Database(dsn, size=1, answer_s=1_800, settings={"enable_seqscan": "on"})
+    async with database.connection() as connection:
+        await connection.execute("set session_replication_role = replica")
+        await connection.execute(
+            FILL.format(
+                organizations=size.organizations,
+                models=size.models,
+                runs=size.runs,
+                waiting=size.waiting,
+                running=size.running,
+                worker=WORKER,
+            )
+        )
+        await connection.execute("set session_replication_role = origin")
+        await connection.execute("vacuum analyze")
+    await database.close()
+
+
+async def statements(database: Database) -> dict[str, tuple[str, Callable[[], tuple[Any, ...]]]]:
+    """What is measured: name, statement, arguments made anew for each look."""
+    runs, outbox, lists, api = queries("runs"), queries("outbox"), queries("api_lists"), queries("api_runs")
+    held = await database.fetch("select id, attempt from training_runs where status = 3 order by id limit 100")
+    fences = [row["id"] for row in held], [row["attempt"] for row in held]
+    model = (await database.fetch("select custom_model_id as id from training_runs order by id limit 1"))[0]["id"]
+    return {
+        "claim": (runs["claim_runs"], lambda: (WORKER, SLOTS, 60.0, [uuid.uuid4() for _ in range(SLOTS)])),
+        "heartbeat": (runs["renew_leases"], lambda: (WORKER, *fences, 60.0)),
+        "sweep_orphans": (runs["orphans"], lambda: (100,)),
+        "sweep_overdue": (runs["overdue_waiting"], lambda: (100,)),
+        "list_models": (lists["by_name_asc"], lambda: (1, 0, 25)),
+        "list_runs_of_model": (api["runs_page"], lambda: (model, 0, 25)),
+        "relay": (outbox["lock_unsent"], lambda: (300, [])),
+    }
+
+
+async def undone(connection: Connection, statement: str, arguments: tuple[Any, ...]) -> float:
+    """Run a statement and roll it back; its milliseconds."""
+    transaction = connection.transaction()
+    await transaction.start()
+    began = time.perf_counter()
+    await connection.fetch(statement, *arguments)
+    took = (time.perf_counter() - began) * 1000
+    await transaction.rollback()
+    return took
+
+
+async def measure(dsn: str, looks: int) -> dict[str, list[float]]:
+    """Milliseconds of every look, by statement."""
+    database = Database(dsn, size=1)
+    found = {}
+    try:
+        for name, (statement, arguments) in (await statements(database)).items():
+            async with database.connection() as connection:
+                for _ in range(6):  # until the plan is settled and the pages are warm
+                    await undone(connection, statement, arguments())
+                found[name] = [await undone(connection, statement, arguments()) for _ in range(looks)]
+    finally:
+        await database.close()
+    return found
+
+
+async def run(wanted: argparse.Namespace) -> None:
+    """Every size; then the table and the result line."""
+    server = os.environ["TEST_DATABASE_URL"]
+    medians: dict[int, dict[str, float]] = {}
+    for runs in sorted(int(size) for size in wanted.sizes.split(",")):
+        name = f"bench_scale_{uuid.uuid4().hex[:8]}"
+        dsn = await create_database(server, name)
+        try:
+            await migrate(dsn)
+            began = time.monotonic()
+            await fill(dsn, Size(runs, wanted.organizations))
+            print(f"{runs} runs loaded in {time.monotonic() - began:.0f} s", flush=True)
+            found = await measure(dsn, wanted.looks)
+        finally:
+            await drop_database(server, name)
+        medians[runs] = {statement: statistics.median(took) for statement, took in found.items()}
+        for statement, took in found.items():
+            print(f"  {statement:20} median {statistics.median(took):8.2f} ms   worst {max(took):8.2f} ms", flush=True)
+    smallest, largest = medians[min(medians)], medians[max(medians)]
+    ratios = {statement: round(largest[statement] / smallest[statement], 2) for statement in smallest}
+    result = {str(size): {name: round(value, 2) for name, value in found.items()} for size, found in medians.items()}
+    print("RESULT " + json.dumps(result | {"ratio_largest_to_smallest": ratios}))
+
+
+def main() -> None:
+    """Command line; the server comes from TEST_DATABASE_URL."""
+    parser = argparse.ArgumentParser(prog="bash tests/bench.sh scale", description=__doc__)
+    parser.add_argument("--sizes", default="1000,100000,1000000", help="runs, comma-separated")
+    parser.add_argument("--organizations", type=int, default=10_000)
+    parser.add_argument("--looks", type=int, default=40)
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
