@@ -1,8 +1,6 @@
 """What a model was made with: the same build, processor and thread count give the same bytes again."""
 
 import platform
-import resource
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,6 @@ def build_facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(terse=True),
     }
-
-
-def peak_memory_bytes() -> int:
-    """The most resident memory this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _cpu() -> str:

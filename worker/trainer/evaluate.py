@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import torch
 
-from worker.trainer.build import peak_memory_bytes
 from worker.trainer.dataset import Dataset, Utterance
 from worker.trainer.decoding import Hypothesis, greedy, token_limit
+from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.scoring import (
     Errors,
     character_errors,

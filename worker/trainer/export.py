@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from worker.trainer.build import build_facts, peak_memory_bytes
+from worker.trainer.build import build_facts
 from worker.trainer.dataset import Dataset, Utterance
 from worker.trainer.evaluate import read_rows
 from worker.trainer.failures import StepFailureError
+from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.model_card import model_card
 from worker.trainer.report import write_report
 from worker.trainer.step import StepRun, files_below

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker.trainer import checkpoint
-from worker.trainer.build import build_facts, peak_memory_bytes
+from worker.trainer.build import build_facts
 from worker.trainer.corpus import Corpus
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
 from worker.trainer.failures import bad_data
+from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
 from worker.trainer.replay import Replay

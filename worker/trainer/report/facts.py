@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from schemas.digest import file_digest
 from schemas.verdicts import REASONS
-from worker.trainer.build import peak_memory_bytes
 from worker.trainer.dataset import Dataset
+from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.report.compared import SENTENCES_SHOWN, TERMS_SHOWN, change, sentences, terms, words
 from worker.trainer.step import StepRun
 
