@@ -254,3 +254,21 @@ async def test_an_upload_of_a_key_that_lost_its_connection_leaves_no_spool(live,
     async with asyncio.timeout(10):
         while Path(live.settings.api_upload_folder).exists() and list(Path(live.settings.api_upload_folder).iterdir()):
             await asyncio.sleep(0.01)
+
+
+async def test_uploads_and_removals_at_once_never_block_each_other(customer, make_wav):
+    model = await customer.model()
+    path = f"/custom_models/{model['id']}/data"
+
+    async def come_and_go(number):
+        files = [("f", (f"{number}.wav", make_wav(1))), ("f", (f"{number}.txt", b"words"))]
+        for _ in range(3):
+            made = await customer.http.post(path, files=files)
+            assert made.status_code == 201, made.text
+            gone = await customer.http.delete(f"{path}/{made.json()['result'][0]['id']}")
+            assert gone.status_code == 204, gone.text
+
+    await asyncio.gather(*(come_and_go(number) for number in range(6)))
+    left = await items(customer, model)
+    assert {item["verdict"] for item in left.values()} == {"waiting_for_pair"}
+    assert len(left) == 6

@@ -73,7 +73,9 @@ async def fill(url: str, models: int, organizations: int) -> None:
     )
     await connection.execute("alter sequence language_ids restart with 3")
     # As a bulk load is done: without triggers and list indexes, which come back before anything is measured.
-    indexes = await connection.fetch("select indexname, indexdef from pg_indexes where tablename = 'custom_models' and indexname like 'models_by_%'")
+    indexes = await connection.fetch(
+        "select indexname, indexdef from pg_indexes where tablename = 'custom_models' and indexname like 'models_by_%'"
+    )
     for index in indexes:
         await connection.execute(f"drop index {index['indexname']}")
     await connection.execute("set session_replication_role = replica")
@@ -83,7 +85,9 @@ async def fill(url: str, models: int, organizations: int) -> None:
     await connection.execute("set session_replication_role = default")
     for index in indexes:
         await connection.execute(index["indexdef"])
-    await connection.execute("insert into organization_counts (organization_id, models) select organization_id, count(*) from custom_models group by 1")
+    await connection.execute(
+        "insert into organization_counts (organization_id, models) select organization_id, count(*) from custom_models group by 1"
+    )
     rows = [
         (organization_of(n, organizations), "owner", "bench", hashlib.sha256(token(n).encode()).digest(), "stk")
         for n in range(KEYS)

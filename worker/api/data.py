@@ -120,10 +120,10 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
     data_id = path_id(request.path_params["data_id"], "data item")
 
     async def effect(connection: Connection) -> Answer:
+        await api_data.hold(connection, model_id)  # before the model, as an upload does
         model = await store.lock_model(connection, model_id, key.organization_id)
         if model is None:
             raise not_found()
-        await api_data.hold(connection, model_id)
         row = await api_data.item(connection, model_id, data_id)
         if row is None:
             raise not_found("data item")
