@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker import __version__
-from worker.cli import catalogue, doctor, letters, runs, serve
+from worker.cli import catalogue, doctor, letters, runs, serve, transcribe
 from worker.errors import WorkerError
 from worker.log import configure_log
 from worker.settings import Settings, read_settings
@@ -65,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
     versions = add("versions", catalogue.versions, "list what a model has published; --serve puts one back into use")
     versions.add_argument("model", help="key or id")
     versions.add_argument("--serve", type=int, metavar="NUMBER")
+    writing = add(
+        "transcribe", transcribe.transcribe, "write down recordings with a model: its version in use, else its base"
+    )
+    writing.add_argument("model", help="key or id")
+    writing.add_argument("audio", nargs="+", type=Path, help="recordings of any length")
+    which = writing.add_mutually_exclusive_group()
+    which.add_argument("--version", type=int, metavar="NUMBER", dest="version", help="another published version")
+    which.add_argument("--base", action="store_true", help="the base, to compare")
+    writing.add_argument("--language", help="of a multilingual base; default: en")
     importing = add("import", catalogue.import_data, "add recordings to a model: a .jsonl manifest, or a folder")
     importing.add_argument("manifest", type=Path)
     importing.add_argument("--model", required=True, help="key or id")

@@ -1,0 +1,65 @@
+"""Recordings written down by a model, as a customer of it would see them."""
+
+import argparse
+import asyncio
+import os
+from pathlib import Path
+
+from worker.app import storage_of
+from worker.cli.opened import stores
+from worker.cli.show import complain
+from worker.errors import NotStored, Spoiled
+from worker.settings import Settings
+
+_SOURCE = Path(__file__).parent.parent.parent
+_RECIPE = "whisper"
+
+
+async def transcribe(settings: Settings, options: argparse.Namespace) -> int:
+    """Write down recordings with the version in use, a chosen one, or the base."""
+    async with stores(settings) as opened:
+        model = await opened.models.model(options.model)
+        if model is None or model["deleted_at"] is not None:
+            return complain(f"no custom model {options.model!r}")
+        base = await opened.models.base_language(model["base_language_id"])
+        published = await opened.models.versions(model["id"])
+    assert base is not None, "a foreign key says so"
+    if base.recipe != _RECIPE:
+        return complain(f"models of recipe {base.recipe!r} cannot be tried here, only those of {_RECIPE!r}")
+    chosen = options.version
+    wanted = [one for one in published if (one["serving"] if chosen is None else one["number"] == chosen)]
+    if options.version is not None and not wanted:
+        return complain(f"{options.model} has no version {options.version}: see `python -m worker versions`")
+    address, digest = base.weights, None
+    if wanted and not options.base:
+        address, digest = wanted[0]["address"], wanted[0]["sha256"]
+    elif not options.base:
+        complain(f"{options.model} has no published version yet: this is its base, {base.key}")
+    storage = storage_of(settings)
+    try:
+        folder = Path(address)
+        if not folder.is_absolute():
+            folder = await storage.materialize(address, sha256=digest)
+        return await _written_down(settings, folder, options)
+    except (NotStored, Spoiled) as error:
+        return complain(f"the model's files are not as they should be: {error}")
+    finally:
+        await storage.aclose()
+
+
+async def _written_down(settings: Settings, folder: Path, options: argparse.Namespace) -> int:
+    """The recipe's own program, on our standard output; it decodes what strangers recorded, so it gets no secrets."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
+    process = await asyncio.create_subprocess_exec(
+        settings.trainer_python,
+        "-m",
+        "worker.trainer.transcribe",
+        *(["--json"] if options.json else []),
+        *(["--language", options.language] if options.language else []),
+        "--",
+        str(folder),
+        *map(str, options.audio),
+        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))},
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    return await process.wait()
