@@ -132,6 +132,8 @@ class Intake:
             verdicts = [understand(message.body, _properties(message)) for message in batch]
             unregistered[:] = [verdict.request for verdict in verdicts if isinstance(verdict, Accepted)]
             settled = await self._registered(unregistered)
+            if unregistered:
+                self._on_registered()  # committed: the dispatcher need not wait for the broker's part
             refused: list[tuple[DeliveredMessage, Dead]] = []
             left = iter(settled)
             for message, verdict in zip(batch, verdicts, strict=True):
@@ -144,8 +146,6 @@ class Intake:
                 trace = trace_of(request.run_id, request.traceparent)
                 self._tracing.record("take in", began, trace, run=str(request.run_id))
             self._count(settled, refused)
-            if unregistered:
-                self._on_registered()
 
     async def _registered(self, requests: Sequence[Request]) -> list[Accepted | Duplicate | Dead]:
         """What became of each request, all of them committed or known not to be needed.
