@@ -11,6 +11,7 @@ import aio_pika
 import pytest
 from aiormq.abc import ChannelFrame
 
+from deploy.local.rabbitmq import call_management
 from tests.messages_support import Line, Shop, body_of, line_to, running, sample, shop_at, until
 from worker.broker import connected
 from worker.errors import BrokerRefused, TopologyDiffers
@@ -351,6 +352,21 @@ async def test_doctor_tells_wrong_credentials_from_no_broker(vhost):
     assert "virtual host" in missing.mend
     [away] = await check("amqp://a:b@127.0.0.1:1/x")
     assert "Start RabbitMQ" in away.mend
+
+
+async def test_a_user_who_may_only_read_and_write_uses_what_somebody_else_has_made(vhost, line, shop, services):
+    name = vhost.rsplit("/", 1)[1]
+    rights = {"configure": "", "write": ".*", "read": ".*"}
+    call_management(services.management_url, "PUT", "users/narrow", {"password": "p", "tags": ""})
+    call_management(services.management_url, "PUT", f"permissions/{name}/narrow", rights)
+    request = shop.request()
+    try:
+        intake = Intake(f"amqp://narrow:p@{vhost.split('@')[1]}", shop.runs, lambda: None, Metrics())
+        async with running(intake):
+            await line.ask(request)
+            await until(lambda: shop.status(request.run_id), "the row")
+    finally:
+        call_management(services.management_url, "DELETE", "users/narrow")
 
 
 async def test_a_broker_that_keeps_refusing_ends_intake_with_a_typed_error(vhost, shop, metrics):
