@@ -35,9 +35,7 @@ class Trainer:
         self.stop_asked = False
         self.witness_fd = None
         if "witness" in self.parameters:
-            self.witness_fd = os.open(
-                self.parameters["witness"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644
-            )
+            self.witness_fd = os.open(self.parameters["witness"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def behaviour(self) -> str:
         fake = self.parameters.get("fake", "succeed")
@@ -83,9 +81,7 @@ class Trainer:
         """All steps, resuming from a checkpoint, stopping when asked."""
         done = 0
         if "checkpoint" in self.spec.get("inputs", {}):
-            done = json.loads((Path(self.spec["inputs"]["checkpoint"]) / "state.json").read_text())[
-                "steps_done"
-            ]
+            done = json.loads((Path(self.spec["inputs"]["checkpoint"]) / "state.json").read_text())["steps_done"]
         every = int(self.parameters.get("checkpoint_every", 0))
         while done < self.steps:
             if self.stop_asked:
@@ -155,9 +151,7 @@ class Trainer:
         raise MemoryError("Unable to allocate 7.3 TiB")
 
     def garbage(self) -> None:
-        self.emit_line(
-            b"not json\n\xff\xfe\x00\n{}\n[1,2]\n" + b'{"event":"unheard_of"}\n{"event":"progress"\n'
-        )
+        self.emit_line(b"not json\n\xff\xfe\x00\n{}\n[1,2]\n" + b'{"event":"unheard_of"}\n{"event":"progress"\n')
         self.succeed()
 
     def garbage_flood(self) -> None:

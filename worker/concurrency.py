@@ -31,8 +31,6 @@ async def in_order(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def all_of(
-    items: Iterable[Item], function: Callable[[Item], Awaitable[Result]], at_once: int
-) -> list[Result]:
+async def all_of(items: Iterable[Item], function: Callable[[Item], Awaitable[Result]], at_once: int) -> list[Result]:
     """Every result of `in_order`, as a list."""
     return [result async for result in in_order(items, function, at_once)]

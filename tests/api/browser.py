@@ -1,7 +1,5 @@
 """A small WebDriver client: what the console's tests need of Chromium, and nothing more."""
 
-# ruff: noqa: ASYNC240, E501 - pictures are small, commands are long
-
 from __future__ import annotations
 
 import asyncio

@@ -8,7 +8,6 @@ an answer was no 4xx with a code, or anything stayed behind.
 
 from __future__ import annotations
 
-# ruff: noqa: ASYNC110, ASYNC240 - the sender waits for facts and counts small folders
 import argparse
 import asyncio
 import contextlib

@@ -1,7 +1,5 @@
 """The typed client: generated, compiled strictly, and run against the live API with every answer checked."""
 
-# ruff: noqa: E501 - a program in another language
-
 from __future__ import annotations
 
 import asyncio

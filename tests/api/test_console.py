@@ -3,8 +3,6 @@
 CONSOLE_SCREENSHOTS names a folder for pictures of every view.
 """
 
-# ruff: noqa: ASYNC240 - pictures are small
-
 from __future__ import annotations
 
 import json

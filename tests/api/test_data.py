@@ -1,7 +1,5 @@
 """Training data: uploaded several at once or in parts, paired in any order, removed when nobody uses it."""
 
-# ruff: noqa: ASYNC110, ASYNC240 - a test waits for facts, and its files are small
-
 import asyncio
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Keys: hashed, rotated, revoked at once; rates, kept answers, the audit trail, quotas."""
 
-# ruff: noqa: ASYNC110 - a test waits for facts
-
 import asyncio
 import hashlib
 

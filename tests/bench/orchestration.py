@@ -211,7 +211,7 @@ async def measure(contestant: Peer | Ours, place: Place, python: Path, wanted: a
         milliseconds = [row["ms"] for row in delays][1:]
         if ours:
             async with asyncio.timeout(PATIENCE_S):
-                while await connection.fetchval("select count(*) from outbox"):  # noqa: ASYNC110 - another process
+                while await connection.fetchval("select count(*) from outbox"):
                     await asyncio.sleep(0.1)
         _, megabytes = usage(contestant.running)
     finally:

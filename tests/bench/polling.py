@@ -9,8 +9,6 @@ count. Requests a second are given by wall clock and per second of the server's 
 Prints tables and one last line `RESULT {…}`.
 """
 
-# ruff: noqa: ASYNC220, E501 - the load's process has nothing else to do; SQL is read in one line
-
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - an assertion reads better on one line
 """The files people deploy with: they parse, they fit each other, and they name settings that exist."""
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ async def test_ten_thousand_garbage_messages_do_not_stop_it(shop, line, intake, 
     await line.ask(request)
     async with running(intake):
         async with asyncio.timeout(120):
-            while await shop.status(request.run_id) is None:  # noqa: ASYNC110 - another process
+            while await shop.status(request.run_id) is None:
                 await asyncio.sleep(0.1)
     assert sample(metrics, "training_messages_total", verdict="not_json") >= 10_000
     assert await line.depth("training.runs.dead") >= 10_000

@@ -235,7 +235,7 @@ async def test_a_killed_broker_loses_no_confirmed_request(private_services, shop
         await until(lambda: not intake.consuming, "noticing it")
         await asyncio.to_thread(broker.start)
         async with asyncio.timeout(60):
-            while await shop.count() < len(requests):  # noqa: ASYNC110 - another process
+            while await shop.count() < len(requests):
                 await asyncio.sleep(0.1)
         await until(lambda: intake.consuming, "consuming again")
         async with line_to(broker.amqp_url()) as line:

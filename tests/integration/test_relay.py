@@ -302,7 +302,7 @@ async def test_a_killed_broker_costs_no_event_and_no_order(private_services: Loc
         await _move(shop, ids)
         await asyncio.to_thread(broker.start)
         async with asyncio.timeout(60):
-            while not await _told(shop):  # noqa: ASYNC110 - another process
+            while not await _told(shop):
                 await asyncio.sleep(0.1)
     heard = Listener()
     async with line_to(broker.amqp_url()) as line:

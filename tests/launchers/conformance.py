@@ -65,7 +65,7 @@ class Place(Protocol):
 
 async def until(fact: Callable[[], object]) -> None:
     """Wait for a fact; pytest's own timeout is the limit."""
-    while not fact():  # noqa: ASYNC110 - most facts are of other processes and send no event
+    while not fact():
         await asyncio.sleep(0.01)
 
 
@@ -393,7 +393,7 @@ class Conformance:
         assert "very-secret" not in json.dumps([facts["environment"], facts["arguments"]])
         assert facts["environment"]["TRAINING_ATTEMPT"] == f"{steps.run_id}:1"
         assert facts["environment"]["HOME"] == facts["folder"] == facts["environment"]["TMPDIR"]
-        assert not Path(facts["folder"]).exists()  # noqa: ASYNC240 - a test may wait for the disk
+        assert not Path(facts["folder"]).exists()
         assert facts["ignored_signals"] == []
         assert {"0", "1", "2", "3"} <= facts["descriptors"].keys()
         for name, target in facts["descriptors"].items():

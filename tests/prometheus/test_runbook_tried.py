@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.acceptance.world import World, WorkerProcess, until, world_at
+from tests.acceptance.world import WorkerProcess, World, until, world_at
 from tests.chaos.proxy import Proxy
 from tests.prometheus.live import Prometheus, prometheus_at
 from tests.prometheus.test_dashboards import NO_BETTER
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.prometheus, pytest.mark.timeout(300)]
 SHORT_WINDOWS = {
     "5m": "8s",
     "10m": "10s",
-    "30m": "10s",
+    "30m": "25s",
     "1h": "12s",
     "2h": "12s",
     "6h": "14s",

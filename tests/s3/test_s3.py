@@ -261,7 +261,7 @@ async def test_a_conditional_write_whose_answer_was_lost_is_known_as_our_own(
         await storage.put_bytes("before", b"", only_if_absent=True)
         proxy.swallow()
         writing = asyncio.create_task(storage.put_bytes("once", b"mine", only_if_absent=True))
-        while await direct.size("once") is None:  # noqa: ASYNC110 - the server tells only who asks
+        while await direct.size("once") is None:
             await asyncio.sleep(0.02)
         proxy.cut()
         proxy.resume()

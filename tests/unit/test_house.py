@@ -11,7 +11,15 @@ from schemas.status import LEGAL_MOVES
 ROOT = Path(__file__).parent.parent.parent
 
 # Who may import whom: each room, and the rooms of ours it may use. A leaf is open to everybody.
-LEAVES = {"worker.errors", "worker.clock", "worker.metrics", "worker.log", "worker", "worker.concurrency", "worker.tracing"}
+LEAVES = {
+    "worker.errors",
+    "worker.clock",
+    "worker.metrics",
+    "worker.log",
+    "worker",
+    "worker.concurrency",
+    "worker.tracing",
+}
 DOMAIN = {"worker.domain", "schemas", "sql"}
 PLUMBING = {"worker.launchers", "worker.store", "worker.storage", "worker.broker", "worker.publisher"}
 ALLOWED = {

@@ -144,5 +144,5 @@ def _compare(applied: dict[int, asyncpg.Record]) -> None:
             )
         if number in ours and row["sha256"] != ours[number].sha256:
             raise SchemaNotReady(
-                f"{row['name']} was edited after it was applied: restore the file and put the change into a new migration"
+                f"{row['name']} was edited after it was applied: restore the file, and put the change into a new one"
             )

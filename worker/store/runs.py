@@ -218,7 +218,7 @@ class RunStore:
         """Prune checkpoints of this attempt."""
         await self._database.execute(_Q["forget_checkpoints"], fence.run_id, fence.attempt, list(steps))
 
-    async def store_step_output(
+    async def store_step_output(  # noqa: PLR0913 - a row has that many columns
         self,
         fence: Fence,
         content_key: str,
