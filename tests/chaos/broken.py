@@ -39,7 +39,7 @@ def no_fence() -> None:
     texts = loader.queries("runs")
     for name, text in texts.items():
         texts[name] = (
-            text.replace(" and r.attempt = m.attempt and r.status = 3 and r.worker_id = $1", " and r.status = 3")
+            text.replace(" and r.attempt = m.attempt and r.status = 3 and r.worker_id = $1", " and r.status = 3 and $1::text <> ''")
             .replace("returning r.id, r.attempt, r.cancel_requested_at", "returning r.id, (select m.attempt from"
                      " unnest($2::uuid[], $3::int[]) as m (id, attempt) where m.id = r.id) as attempt, r.cancel_requested_at")
             .replace(" and r.attempt = w.attempt and r.status = w.from_status", " and r.status = w.from_status")

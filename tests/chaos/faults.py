@@ -15,11 +15,12 @@ from tests.acceptance.world import request_message
 from tests.chaos.field import LEASE_S, Asked, Field
 from worker.domain.run import Fence
 from worker.errors import DatabaseAway
+from worker.launchers.processes import read_process
 from worker.store.database import Database
 from worker.store.runs import Limits, RunStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from tests.acceptance.world import WorkerProcess
 
@@ -43,11 +44,19 @@ def long_or_short(chance: random.Random) -> float:
     return chance.uniform(0.2, LEASE_S * 0.6) if chance.random() < 0.5 else chance.uniform(LEASE_S, LEASE_S * 2.2)
 
 
-def _victim(field: Field, chance: random.Random) -> WorkerProcess | None:
+def _victim(field: Field, chance: random.Random, *, awake: bool = False) -> WorkerProcess | None:
+    """A worker that has begun to work and that nobody is ending; ``awake``: not frozen already."""
     found = [
-        worker for worker in field.workers() if worker.pid not in field.ended_by_us and worker.said("worker started")
+        worker
+        for worker in field.workers()
+        if worker.pid not in field.ended_by_us and worker.said("worker started") and not (awake and _frozen(worker.pid))
     ]
     return chance.choice(found) if found else None
+
+
+def _frozen(pid: int) -> bool:
+    process = read_process(pid)
+    return process is None or process.state in "Tt"
 
 
 # --- workers ------------------------------------------------------------------------------------------------------
@@ -63,11 +72,22 @@ async def kill_worker(field: Field, chance: random.Random) -> bool:
 
 
 async def freeze_worker(field: Field, chance: random.Random) -> bool:
-    worker = _victim(field, chance)
+    worker = _victim(field, chance, awake=True)
     if worker is None:
         return False
     worker.freeze()
     later(field, long_or_short(chance), worker.thaw)
+    return True
+
+
+async def freeze_busy_worker_beyond_its_lease(field: Field, _: random.Random) -> bool:
+    """For broken builds only: the busiest one, while another is awake to take its runs over."""
+    awake = [worker for worker in field.workers() if worker.said("worker started") and not _frozen(worker.pid)]
+    busiest = max(awake, key=lambda w: len(w.said("attempt begins")) - len(w.said("attempt ended")), default=None)
+    if len(awake) < 2 or busiest is None or not busiest.said("phase begins", phase="train"):
+        return False
+    busiest.freeze()
+    later(field, 2.5 * LEASE_S, busiest.thaw)
     return True
 
 
@@ -87,6 +107,8 @@ async def term_worker(field: Field, chance: random.Random) -> bool:
 
 async def _signalled(field: Field, chance: random.Random, number: signal.Signals, *, supervisors: bool) -> bool:
     found = await asyncio.to_thread(field.trainers, supervisors=supervisors)
+    if number is signal.SIGSTOP:
+        found = [marked for marked in found if not _frozen(marked.process.pid)]
     if not found:
         return False
     process = chance.choice(found).process
@@ -283,7 +305,7 @@ async def delete(field: Field, chance: random.Random) -> bool:
 FAULTS: Final[dict[str, Callable[[Field, random.Random], Coroutine[object, object, bool]]]] = {
     function.__name__: function
     for function in (
-        kill_worker, freeze_worker, kill_supervisor, freeze_supervisor, kill_trainer, freeze_trainer, kill_postgres,
+        kill_worker, freeze_worker, freeze_busy_worker_beyond_its_lease, kill_supervisor, freeze_supervisor, kill_trainer, freeze_trainer, kill_postgres,
         kill_broker, term_worker, term_trainer, term_supervisor, cut, delay, lost_answers, duplicates, garbage, cancel, delete,
     )
 }  # fmt: skip

@@ -38,7 +38,6 @@ SETTINGS: Final = {
     "WORKER_GRACE_S": "5",
     "WORKER_PATIENCE_S": "20",
     "WORKER_STALL_S": "20",
-    "WORKER_SLOTS": "3",
     "WORKER_FAILURE_LIMIT": "60",
     "WORKER_HAND_OVER_LIMIT": "200",
     "WORKER_LOG_LEVEL": "info",
@@ -89,6 +88,7 @@ class Field:
     mending: set[asyncio.Task[Any]] = field(default_factory=set)
     restarting: bool = True
     long_share: float = 0.15
+    long_plan: dict[str, Any] = field(default_factory=lambda: dict(LONG))
 
     # --- workers -----------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Field:
         run = uuid.uuid4()
         lot = self.chance.random()
         if lot < self.long_share:
-            self.world.plan(run, **LONG)
+            self.world.plan(run, **self.long_plan)
         elif lot > 0.95:
             self.world.plan(run, **GRANDCHILD)
         if self.chance.random() < BY_STATEMENT:
@@ -217,7 +217,9 @@ class Field:
 
 
 @asynccontextmanager
-async def field_at(folder: Path, seed: int, *, module: str = "worker", crowd: int = 3) -> AsyncIterator[Field]:
+async def field_at(
+    folder: Path, seed: int, *, module: str = "worker", crowd: int = 3, slots: int = 3
+) -> AsyncIterator[Field]:
     """A field with its services, wires and workers; all of it ends with the block."""
     services = LocalServices(folder / "services")
     await asyncio.to_thread(services.start)
@@ -235,6 +237,7 @@ async def field_at(folder: Path, seed: int, *, module: str = "worker", crowd: in
         world.settings |= SETTINGS | {
             "WORKER_DATABASE_URL": wires["database"].url,
             "WORKER_AMQP_URL": wires["broker"].url,
+            "WORKER_SLOTS": str(slots),
         }
         world.plan(**PLAN)
         await _events_queue(amqp_url)

@@ -82,12 +82,12 @@ class Part:
         total = len(left)
         tries: Counter[str] = Counter()
         while left:
-            progress = len(self._field.accepted) / max(1, self._runs)
-            pause_s = LEAST_PAUSE_S
-            while not asking.done() and (total - len(left)) / total > progress and pause_s < LONGEST_PAUSE_S:
+            began = time.monotonic()
+            while not asking.done() and time.monotonic() - began < LONGEST_PAUSE_S:
+                finished = len(self._field.accepted) - await self._field.unfinished()
+                if (total - len(left)) / total <= finished / max(1, self._runs):
+                    break
                 await asyncio.sleep(0.1)
-                pause_s += 0.1
-                progress = len(self._field.accepted) / max(1, self._runs)
             await asyncio.sleep(LEAST_PAUSE_S * (0.5 + self._chance.random()))
             kind = left.pop(0)
             if await FAULTS[kind](self._field, self._chance):
@@ -132,7 +132,7 @@ class Part:
             print(text, flush=True)
 
 
-async def play_part(  # noqa: PLR0913 - what a part is
+async def play_part(
     folder: Path,
     seed: int,
     runs: int,
@@ -140,13 +140,16 @@ async def play_part(  # noqa: PLR0913 - what a part is
     *,
     module: str = "worker",
     crowd: int = 3,
+    slots: int = 3,
     long_share: float = 0.15,
+    long_plan: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> tuple[Verdict, dict[str, Any]]:
     """One part in a folder of its own; the verdict, and the line for RESULT."""
     began = time.monotonic()
-    async with field_at(folder, seed, module=module, crowd=crowd) as field:
+    async with field_at(folder, seed, module=module, crowd=crowd, slots=slots) as field:
         field.long_share = long_share
+        field.long_plan |= long_plan or {}
         part = Part(field, runs, faults, seed, quiet=quiet)
         verdict = await part.play()
     result = {

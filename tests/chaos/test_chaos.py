@@ -28,12 +28,13 @@ KEPT_SEEDS: dict[int, str] = {
 }
 """Seeds that once failed, with what they found."""
 
-RUNS = 30
+OUTLASTS_A_TAKEOVER = {"steps": 30, "step_s": 0.4}
+FREEZE = "freeze_busy_worker_beyond_its_lease"
 BROKEN = {
-    # what is done to them, and the counters of which at least one must rise
-    "no_fence": (["freeze_worker"] * 8, {"doubled", "illegal_transitions"}, 0.9),
-    "no_supervisor": (["freeze_worker"] * 8, {"doubled", "orphan_processes"}, 0.9),
-    "ack_before_commit": (["kill_postgres", "kill_worker"] * 6, {"lost"}, 0.0),
+    # what is done to them, the counters of which at least one must rise, runs, share of long trainings
+    "no_fence": ([FREEZE] * 3, {"doubled", "illegal_transitions"}, 8, 1.0),
+    "no_supervisor": ([FREEZE] * 3, {"doubled", "orphan_processes"}, 8, 1.0),
+    "ack_before_commit": (["kill_postgres", "kill_worker"] * 6, {"lost"}, 30, 0.0),
 }
 
 
@@ -69,13 +70,21 @@ def test_seed_that_once_failed_harms_nobody(tmp_path: Path, seed: int) -> None:
 def test_broken_build_is_caught(tmp_path: Path, build: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until a counter rises, over several seeds: chance may spare a broken build once."""
     monkeypatch.setenv("CHAOS_BROKEN_BUILD", build)
-    faults, counters, share = BROKEN[build]
+    faults, counters, runs, share = BROKEN[build]
     for seed in (1, 2, 3):
-        verdict, result = asyncio.run(
-            play_part(
-                tmp_path / str(seed), seed, RUNS, faults, module="tests.chaos.broken", long_share=share, quiet=True
-            )
+        part = play_part(
+            tmp_path / str(seed),
+            seed,
+            runs,
+            faults,
+            module="tests.chaos.broken",
+            crowd=2,
+            slots=9,
+            long_share=share,
+            long_plan=OUTLASTS_A_TAKEOVER,
+            quiet=True,
         )
+        verdict, result = asyncio.run(part)
         if any(verdict.counts[counter] for counter in counters):
             return
     pytest.fail(f"nothing was noticed: {result}")
