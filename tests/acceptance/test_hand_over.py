@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.acceptance.world import until
+from tests.chaos.proxy import Proxy
 
 if TYPE_CHECKING:
     from tests.acceptance.world import World
@@ -125,8 +126,6 @@ async def test_drain_asks_one_worker_through_its_row(world: World) -> None:
 
 
 async def test_stopping_worker_without_a_database_still_ends(world: World) -> None:
-    from tests.chaos.proxy import Proxy
-
     async with Proxy(world.database_url) as proxy:
         first = await world.started(WORKER_DATABASE_URL=proxy.url, WORKER_GRACE_S="2")
         run = await world.ask(steps=200, step_s=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -47,8 +48,6 @@ async def test_paused_trainer_has_not_stalled(world: World) -> None:
     run = await world.ask(steps=30, step_s=0.1)
     await world.trainer_of(run, "train")
     worker.freeze()
-    import asyncio
-
     await asyncio.sleep(6)
     worker.thaw()
     row = await world.over(run)
@@ -123,10 +122,9 @@ async def test_full_storage_is_infrastructure_and_passes_when_room_is_made(world
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((world.folder / "storage" / row["address"]).read_bytes())
     filler = small_disk / "filler"
-    with pytest.raises(OSError, match="No space"):  # noqa: PT012 - until it is full
-        with filler.open("wb") as file:
-            while True:
-                file.write(b"x" * 4096)
+    with pytest.raises(OSError, match="No space"), filler.open("wb") as file:  # noqa: PT012 - until it is full
+        while True:
+            file.write(b"x" * 4096)
     run = await world.ask(model)
 
     async def failed_once() -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import uuid
 from typing import TYPE_CHECKING
 
@@ -50,9 +52,6 @@ async def test_message_delivered_several_times_is_one_run(world: World) -> None:
 
 
 async def test_killed_trainer_is_a_crash_and_the_next_attempt_resumes_from_its_checkpoint(world: World) -> None:
-    import os
-    import signal
-
     await world.started()
     run = await world.ask(**SLOW_TRAINING)
     await until(
@@ -64,7 +63,7 @@ async def test_killed_trainer_is_a_crash_and_the_next_attempt_resumes_from_its_c
     assert (row["status"], row["attempt"], row["failures"]) == (4, 2, 1)
     reasons = await world.pool.fetch("select reason_code from run_transitions where run_id = $1 order by sequence", run)
     assert reasons[2]["reason_code"] == "signal_9"
-    resumed_at = [line["n"] for line in world.witnessed(run) if line["attempt"] == 2 and line["what"] == "step"][0]
+    resumed_at = next(line["n"] for line in world.witnessed(run) if line["attempt"] == 2 and line["what"] == "step")
     assert resumed_at > 10
     assert world.overlaps() == []
 

@@ -180,8 +180,10 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return (
-            "insert into training_data (custom_model_id, organization_id, name, stem, kind, bytes, sha256, address, verdict)"
-            " values ($1, $2, $3, $4, $5, $6, $7, $8, 'waiting_for_run')",
+            (
+                "insert into training_data (custom_model_id, organization_id, name, stem, kind, bytes, sha256, address, verdict)"
+                " values ($1, $2, $3, $4, $5, $6, $7, $8, 'waiting_for_run')"
+            ),
             (model, owner, name, stem_of(name), kind_of(name), len(content), digest, key),
         )
 

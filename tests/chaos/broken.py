@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from worker.cli.parser import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def hosts_apart() -> None:
@@ -67,18 +69,20 @@ def no_supervisor() -> None:
         sys.executable,
         "-IS",
         "-c",
-        f"import sys; sys.path.insert(0, {source!r})\n"
-        "from worker.launchers import supervisor as s\n"
-        "class Careless(s.Supervisor):\n"
-        "    def _keep_right(self): pass\n"
-        "    def _end(self, reason):\n"
-        "        if reason == 'owner_gone': s.os._exit(0)\n"
-        "        super()._end(reason)\n"
-        "class Deaf:\n"
-        "    def prctl(self, *arguments): return 0\n"
-        "s._libc = Deaf()\n"
-        "s.Supervisor = Careless\n"
-        "s.main()\n",
+        (
+            f"import sys; sys.path.insert(0, {source!r})\n"
+            "from worker.launchers import supervisor as s\n"
+            "class Careless(s.Supervisor):\n"
+            "    def _keep_right(self): pass\n"
+            "    def _end(self, reason):\n"
+            "        if reason == 'owner_gone': s.os._exit(0)\n"
+            "        super()._end(reason)\n"
+            "class Deaf:\n"
+            "    def prctl(self, *arguments): return 0\n"
+            "s._libc = Deaf()\n"
+            "s.Supervisor = Careless\n"
+            "s.main()\n"
+        ),
     )
 
 

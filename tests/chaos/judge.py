@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.steady import drained
@@ -103,7 +104,7 @@ def _doubled(lines: Sequence[dict[str, Any]], verdict: Verdict) -> None:
         by_run[run].append((first, last, attempt, pid))
     for run, acted in by_run.items():
         acted.sort()
-        for (_, end, attempt, pid), (begin, _, later_attempt, later_pid) in zip(acted, acted[1:], strict=False):
+        for (_, end, attempt, pid), (begin, _, later_attempt, later_pid) in pairwise(acted):
             if begin < end:
                 verdict.harm(
                     "doubled",
