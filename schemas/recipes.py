@@ -20,14 +20,14 @@ class WhisperParameters(BaseModel):
     """Passes over the training split."""
     batch_size: int = Field(default=16, ge=1, le=512)
     """Utterances a step; batches hold utterances of similar length."""
-    learning_rate: float = Field(default=2e-4, gt=0, le=1e-1)
+    learning_rate: float = Field(default=1e-4, gt=0, le=1e-1)
     """Peak of AdamW's rate: linear warm-up, then a cosine down to a tenth of it."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps in which the rate rises."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     gradient_clip: float = Field(default=1.0, gt=0)
     """Longest gradient, as a norm over all trained weights."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the decoder, while training."""
     distillation: float = Field(default=0.0, ge=0, le=100)
     """Weight of staying close to the base on the customer's own speech, where the base was right."""
