@@ -5,7 +5,7 @@
 #   bash tests/bench.sh training [--seeds 1,2,3]                    the public recipe's seconds to its WER against ours
 #   bash tests/bench.sh loading [--rounds 3]                        hours of audio a minute against three libraries
 #   bash tests/bench.sh orchestration [--rounds 5] [--runs 3000]   ours against five queue libraries
-#   bash tests/bench.sh scale [--largest 1000000]                   claim, heartbeat, list and sweep as tables grow
+#   bash tests/bench.sh scale [--sizes 1000,100000,1000000]      claim, heartbeat, list and sweep as tables grow
 #   bash tests/bench.sh memory                                      resident memory after 2,000 and 20,000 runs
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
