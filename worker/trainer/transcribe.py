@@ -77,13 +77,19 @@ def windows(recording: Recording, file: str) -> Iterator[Window]:
     """A recording in pieces of at most 30 s, cut at pauses; silent pieces are left out.
 
     Only one piece is in memory, however long the recording.
+
+    Raises:
+        UnreadableAudioError: it breaks off; after everything before that.
     """
     pending, start = np.zeros(0, np.int16), 0
-    ended = False
+    ended, broken = False, None
     longest = round(WINDOW_S * SAMPLE_RATE)
     while not ended or len(pending):
         while not ended and len(pending) < longest:
-            more = recording.read((start + len(pending)) / SAMPLE_RATE, _READ_S)
+            try:
+                more = recording.read((start + len(pending)) / SAMPLE_RATE, _READ_S)
+            except (UnreadableAudioError, RuntimeError) as error:
+                more, broken = pending[:0], error
             ended = len(more) == 0
             pending = np.concatenate([pending, more])
         cut = _cut(pending[:longest], last=ended and len(pending) <= longest)
@@ -91,6 +97,8 @@ def windows(recording: Recording, file: str) -> Iterator[Window]:
         if _loudest(piece) >= SILENT_RMS:
             yield Window(file, start / SAMPLE_RATE, piece)
         start += cut
+    if broken is not None:
+        raise UnreadableAudioError(str(broken)) from broken
 
 
 def _cut(samples: Samples, *, last: bool) -> int:

@@ -80,8 +80,10 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
 
 def _lines(folder: Path | None, name: str) -> list[dict[str, Any]]:
     path = folder / name if folder else None
-    # Not splitlines(): a transcript may hold U+2028, which JSON leaves as it is.
-    return [json.loads(line) for line in path.open(encoding="utf-8")] if path and path.is_file() else []
+    if path is None or not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as lines:  # not splitlines(): a transcript may hold U+2028, a line for it only
+        return [json.loads(line) for line in lines]
 
 
 def _digest(folder: Path | None) -> str | None:
