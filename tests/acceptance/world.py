@@ -60,14 +60,15 @@ async def until(fact: Callable[[], Awaitable[Any] | Any], what: str, patience_s:
         await asyncio.sleep(0.03)
 
 
-def _die_with_the_test() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+def _as_a_child_of_the_test(niceness: int) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # it dies with the test
+    os.nice(niceness)
 
 
 class WorkerProcess:
     """One ``python -m worker run``."""
 
-    def __init__(self, name: str, log: Path, environment: dict[str, str], module: str) -> None:
+    def __init__(self, name: str, log: Path, environment: dict[str, str], module: str, niceness: int) -> None:
         self.name = name
         self.log = log
         with log.open("ab") as output:
@@ -78,7 +79,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_die_with_the_test,  # noqa: PLW1509 - one thread forks
+                preexec_fn=lambda: _as_a_child_of_the_test(niceness),  # noqa: PLW1509 - one thread forks
             )
 
     @property
@@ -148,6 +149,8 @@ class World:
     settings: dict[str, str] = field(default_factory=dict)
     """Environment of workers, over the short defaults."""
     workers: list[WorkerProcess] = field(default_factory=list)
+    niceness: int = 0
+    """Of workers."""
     _made: int = 0
 
     # --- things ------------------------------------------------------------------------------------------------
@@ -220,7 +223,7 @@ class World:
 
     def worker(self, *, module: str = "worker", **changed: str) -> WorkerProcess:
         name = f"w{len(self.workers) + 1}"
-        made = WorkerProcess(name, self.folder / f"{name}.log", self.environment(**changed), module)
+        made = WorkerProcess(name, self.folder / f"{name}.log", self.environment(**changed), module, self.niceness)
         self.workers.append(made)
         return made
 
