@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ def render() -> str:
 def _entry(model: type[BaseSettings], name: str, field: FieldInfo) -> str:
     variable = f"{model.model_config['env_prefix']}{name.upper()}"
     secret = field.annotation is SecretStr
-    value = field.default.get_secret_value() if secret else field.default
+    value = field.get_default(call_default_factory=True)
+    value = value.get_secret_value() if secret else value
     told = field.description or ""
     if name in _DECIDED_ELSEWHERE:
         default, value = _DECIDED_ELSEWHERE[name]
@@ -58,6 +60,10 @@ def _plain(value: object) -> str:
     match value:
         case bool():
             return str(value).lower()
+        case dict():
+            return json.dumps(value)
+        case None:
+            return ""
         case float() if value == int(value):
             return str(int(value))
         case Path():

@@ -8,7 +8,6 @@ import secrets
 import signal
 import socket
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -22,19 +21,18 @@ from worker.health import HealthServer
 from worker.intake.consumer import Intake
 from worker.intake.dead_letters import count as count_dead_letters
 from worker.intake.topology import declare
-from worker.launchers.interface import Launcher
-from worker.launchers.local import LocalLauncher, LocalOptions
-from worker.launchers.noop import NoopLauncher
 from worker.metrics import Metrics
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.heartbeat import Heartbeat, ProgressWriter
 from worker.pipeline.parts import Parts, Timing
 from worker.pipeline.patience import until_answered
 from worker.pipeline.runner import Runner, Story, train_and_publish
+from worker.placement import launcher_of
 from worker.services.dispatcher import Dispatcher
 from worker.services.janitor import Janitor, Retention
 from worker.services.relay import Relay
 from worker.services.rescuer import Rescuer
+from worker.services.sweeper import sweep_now_and_then
 from worker.services.tidier import Tidier
 from worker.services.watchers import devices_held, watch_backlog, watch_dead_letters, watch_host, watch_loop
 from worker.settings import Settings
@@ -234,6 +232,7 @@ class App:
             ("host", self._watch_host()),
             ("loop", watch_loop(self.metrics)),
             ("janitor", self._janitor.run(self._settings.tidy_s)),
+            ("sweeper", sweep_now_and_then(self._launcher, self._settings.tidy_s, self._clock)),
         ]
 
     async def _watch_backlog(self) -> None:
@@ -324,26 +323,6 @@ def storage_of(settings: Settings) -> Storage:
             extra=settings.storage_options,
         ),
     )
-
-
-def launcher_of(settings: Settings) -> Launcher:
-    """The launcher that the settings name."""
-    if settings.launcher == "noop":
-        return NoopLauncher()
-    if settings.launcher == "local":
-        return LocalLauncher(
-            LocalOptions(
-                command=(settings.trainer_python, "-m", settings.trainer_module),
-                scratch_root=settings.scratch / "steps",
-                patience_s=settings.patience_s,
-                memory_limit_bytes=settings.trainer_memory_bytes,
-                threads=settings.trainer_threads or None,
-                devices=settings.device_list(),
-                device_locks=settings.device_locks,
-                added_environment={"PYTHONPATH": str(Path(__file__).parent.parent)},
-            )
-        )
-    raise ValueError(f"the launcher {settings.launcher!r} is not built into this version")
 
 
 async def run_worker(settings: Settings) -> int:

@@ -3,21 +3,26 @@
 ``deploy/env.example`` is made from this file; a test compares them.
 """
 
+import json
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SECRETS_FOLDER = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
-    """The worker's settings. A secret named ``worker_database_url`` in ``/run/secrets`` is read from that file."""
+    """The worker's settings. A secret named ``worker_database_url`` in ``/run/secrets`` is read from that file.
 
-    model_config = SettingsConfigDict(env_prefix="WORKER_", frozen=True, extra="ignore")
+    An empty variable counts as none.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="WORKER_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     amqp_url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"), description="RabbitMQ, amqp:// or amqps://"
@@ -49,6 +54,25 @@ class Settings(BaseSettings):
     scratch: Path = Field(default=Path("/tmp/speech-training"), description="working folder on this host; can be lost")
     cache: Path = Field(
         default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost"
+    )
+
+    exchange: Path | None = Field(
+        default=None,
+        description="for ray and slurm: a folder that workers and nodes see under the same path; "
+        "scratch and cache must lie in it",
+    )
+    ray_address: str = Field(default="http://127.0.0.1:8265", description="Ray's dashboard, http:// or https://")
+    ray_cpus: float = Field(default=1, ge=0, description="processors that a step asks of Ray")
+    ray_gpus: float = Field(default=0, ge=0, description="GPUs that a step asks of Ray")
+    ray_resources: dict[str, float] = Field(default={}, description="further resources asked of Ray, as JSON")
+    ray_headers: SecretStr = Field(
+        default=SecretStr(""), description="HTTP headers for Ray's dashboard as JSON, such as an authorization"
+    )
+    slurm_arguments: str = Field(
+        default="", description="arguments of sbatch, such as --partition=gpu --gres=gpu:1 --time=1-0"
+    )
+    slurm_programs: Path | None = Field(
+        default=None, description="folder of sbatch, squeue and scancel; unset: found on the PATH"
     )
 
     renew_s: float = Field(default=15, gt=0, description="how often leases are renewed")
@@ -94,6 +118,40 @@ class Settings(BaseSettings):
         default_factory=dict, description="further options of obstore's as JSON, for Google Cloud Storage and Azure"
     )
     tidy_s: float = Field(default=600, gt=0, description="how often spent artifacts and old scratch are removed")
+
+    @model_validator(mode="after")
+    def _nodes_see_the_files(self) -> Self:
+        """Steps on other machines read and write where the worker told them to: say at start what they cannot see."""
+        if self.launcher not in ("ray", "slurm"):
+            return self
+        if self.exchange is None or not self.exchange.is_absolute():
+            raise ValueError(f"WORKER_LAUNCHER={self.launcher} needs WORKER_EXCHANGE, a folder shared with its nodes")
+        for name, folder in (("SCRATCH", self.scratch), ("CACHE", self.cache)):
+            if not folder.is_relative_to(self.exchange):
+                raise ValueError(
+                    f"the nodes of {self.launcher} do not see WORKER_{name}={folder}: "
+                    f"it must lie in WORKER_EXCHANGE={self.exchange}"
+                )
+        self.ray_header_map()
+        return self
+
+    def ray_header_map(self) -> dict[str, str]:
+        """The headers, by name.
+
+        Raises:
+            ValueError: they are no JSON object of texts.
+        """
+        try:
+            found = json.loads(self.ray_headers.get_secret_value() or "{}")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise ValueError("WORKER_RAY_HEADERS is not a JSON object of texts")
+        return found
+
+    def slurm_argument_list(self) -> list[str]:
+        """The arguments, one by one, as a shell would split them."""
+        return shlex.split(self.slurm_arguments)
 
     def device_list(self) -> list[str]:
         """The devices, one by one."""

@@ -92,6 +92,27 @@ class RemoteConformance(Conformance):
         await new.ask_stop()
         assert (await new.wait()).exit_code == 75
 
+    async def test_taken_over_owner_cannot_kill_it_either(self, steps: Steps):
+        old = await steps.start("succeed", steps=100_000)
+        await self.started(steps)
+        new = await steps.launcher().adopt(steps.run_id, 2, Step.TRAIN, lease_s=LONG_S, log=steps.log)
+        assert new is not None
+        await old.kill()
+        assert (await old.wait()).reason is EndReason.TAKEN_OVER
+        done = len(steps.ticks())
+        await until(lambda: len(steps.ticks()) > done + 200)
+        await new.kill()
+
+    async def test_end_that_an_owner_has_taken_in_is_not_adopted_by_the_next_attempt(self, steps: Steps):
+        handle = await steps.start("exit_3")
+        launcher = steps.launcher()
+        assert (await handle.wait()).exit_code == 3
+        adopted = await launcher.adopt(steps.run_id, 2, Step.TRAIN, lease_s=LONG_S, log=steps.log)
+        assert adopted is not None, "its owner may have died before it said what to do about it"
+        await adopted.kill()
+        assert (await adopted.wait()).exit_code == 3
+        assert await launcher.adopt(steps.run_id, 2, Step.TRAIN, lease_s=LONG_S, log=steps.log) is None
+
     async def test_nothing_is_adopted_where_nothing_lives(self, steps: Steps):
         launcher = steps.launcher()
         assert await launcher.adopt(steps.run_id, 1, Step.TRAIN, lease_s=LONG_S, log=steps.log) is None

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 import worker.settings
 from deploy.settings_table import TARGET, render
 from worker.api.settings import ApiSettings
+from worker.launchers.remote import RemoteLauncher
+from worker.placement import launcher_of
 from worker.settings import Settings, read_settings
 
 
@@ -65,3 +67,42 @@ def test_a_secret_can_come_from_a_file(tmp_path, monkeypatch: pytest.MonkeyPatch
 def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_DATABASE_URL", "postgresql://user:hunter2@host/training")
     assert "hunter2" not in repr(read_settings())
+
+
+CLUSTER = {"WORKER_LAUNCHER": "ray", "WORKER_SCRATCH": "/shared/scratch", "WORKER_CACHE": "/shared/cache"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "needs WORKER_EXCHANGE"),
+        ({"WORKER_EXCHANGE": "/elsewhere"}, "WORKER_SCRATCH=/shared/scratch"),
+        ({"WORKER_EXCHANGE": "/shared", "WORKER_CACHE": "/tmp/cache"}, "WORKER_CACHE=/tmp/cache"),
+        ({"WORKER_EXCHANGE": "/shared", "WORKER_RAY_HEADERS": "[]"}, "WORKER_RAY_HEADERS"),
+    ],
+)
+def test_cluster_that_cannot_see_our_files_is_named_at_start(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], said: str
+) -> None:
+    for name, value in (CLUSTER | changed).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=said):
+        read_settings()
+
+
+def test_what_steps_ask_of_a_cluster_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {
+        "WORKER_EXCHANGE": "/shared",
+        "WORKER_RAY_RESOURCES": '{"a100": 0.5}',
+        "WORKER_RAY_HEADERS": '{"Authorization": "Bearer x"}',
+        "WORKER_SLURM_ARGUMENTS": "--partition=gpu --comment='two words'",
+        "WORKER_SLURM_PROGRAMS": "",
+    }
+    for name, value in (CLUSTER | asked).items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings()
+    assert settings.ray_resources == {"a100": 0.5}
+    assert settings.ray_header_map() == {"Authorization": "Bearer x"}
+    assert settings.slurm_argument_list() == ["--partition=gpu", "--comment=two words"]
+    assert settings.slurm_programs is None
+    assert isinstance(launcher_of(settings), RemoteLauncher)

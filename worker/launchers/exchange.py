@@ -13,7 +13,8 @@ file            written    content
 ``events``      step       event lines
 ``log``         step       the output, bounded
 ``started``     step       made once: a cluster that starts a job twice starts it in vain
-``ended.json``  step       the facts of the end; the last file of all
+``ended.json``  step       the facts of the end; the step's last file
+``closed``      worker     made by the owner that has taken everything in: nobody adopts the step any more
 ==============  =========  ==================================================================================
 
 The right counts from the moment the step *asked*, on the step's own clock, so the two clocks need not agree and a
@@ -139,6 +140,19 @@ class Exchange:
     def is_owned_by(self, token: str) -> bool:
         """Whether nobody else has taken over."""
         return self._read("owner") == token
+
+    def is_taken_from(self, token: str) -> bool:
+        """Whether somebody else has taken over. A folder that is away says nothing."""
+        return self._read("owner") not in (None, token)
+
+    def close(self, token: str) -> None:
+        """Say that its end was taken in, if that is for this owner to say."""
+        if self.is_owned_by(token):
+            self._write("closed", "")
+
+    def is_closed(self) -> bool:
+        """Whether its end was taken in by an owner: it is over for good, and nothing is left to adopt."""
+        return (self.folder / "closed").exists()
 
     def ask(self, number: int) -> None:
         """The step's next question for its right."""

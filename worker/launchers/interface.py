@@ -47,6 +47,8 @@ class EndReason(StrEnum):
     """It wrote more unreadable event lines than are borne with."""
     NOT_STARTED = "not_started"
     """Its program could not be executed."""
+    TAKEN_OVER = "taken_over"
+    """Another owner adopted it, or ends it: it is over for us, and its files are not ours to remove."""
     SUPERVISOR_LOST = "supervisor_lost"
     """Its guard died or froze, so it was ended: nobody could have kept it inside its right."""
 
@@ -82,6 +84,10 @@ class Handle(Protocol):
     def spec(self) -> StepSpec:
         """What it was told. An adopted step writes where its own attempt told it to, not where ours would."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether its cluster has not begun it yet: nothing moves, and that is no stall."""
+
     def events(self) -> AsyncIterator[Event]:
         """The step's events in order; ends when the trainer and every descendant are gone."""
 
@@ -92,7 +98,11 @@ class Handle(Protocol):
         """Ask for a checkpoint and an end (SIGTERM to the trainer's group). Returns at once; never raises."""
 
     async def kill(self) -> None:
-        """End it now: on return the group and every descendant are gone. Harmless when it has ended."""
+        """End it now: on return the group and every descendant are gone. Harmless when it has ended.
+
+        Says also that everything it left has been taken in: nobody adopts it any more. What another owner has
+        taken over is left alone.
+        """
 
     async def wait(self) -> Ended:
         """The facts, once it has ended. Does not depend on anybody reading ``events``."""

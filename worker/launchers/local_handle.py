@@ -123,6 +123,11 @@ class LocalHandle:
         return self._spec
 
     @property
+    def waits(self) -> bool:
+        """Never: it was started here and now."""
+        return False
+
+    @property
     def trainer_pid(self) -> int | None:
         """The trainer's process, which leads its group; None until the supervisor has told."""
         return self._trainer_pid

@@ -31,6 +31,7 @@ class NoopHandle:
     """A step that was over before it began."""
 
     spec: StepSpec
+    waits: bool = False
 
     async def events(self) -> AsyncIterator[Event]:
         """The empty result."""

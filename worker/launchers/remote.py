@@ -73,7 +73,7 @@ class RemoteLauncher:
         """See ``Launcher.adopt``."""
         root = self._options.exchange_root
         exchange = await asyncio.to_thread(Exchange.newest, root, run_id, attempt, step)
-        if exchange is None:
+        if exchange is None or await asyncio.to_thread(exchange.is_closed):
             return None
         sighting = await self._look(exchange)
         ended = await asyncio.to_thread(exchange.ended)

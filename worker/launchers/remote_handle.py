@@ -76,6 +76,11 @@ class RemoteHandle:
         """See ``Handle.spec``."""
         return self._spec
 
+    @property
+    def waits(self) -> bool:
+        """See ``Handle.waits``."""
+        return self._asked == 0
+
     def on_end(self, call: Callable[[], None]) -> None:
         """Have this called when the step has ended."""
         self._at_end.append(call)
@@ -101,11 +106,12 @@ class RemoteHandle:
         await asyncio.wait([self._ended], timeout=SILENT_BEATS * self._beat_s)
         while not self._ended.done():
             try:
-                await self._cancel()
-                await self._end_lost("cancelled")
-            except LauncherUnavailable:
+                await self._end_taken_over_or(self._cancel_it)
+            except (LauncherUnavailable, OSError):
                 await asyncio.sleep(self._beat_s)
         await self.wait()
+        with suppress(OSError):
+            await asyncio.to_thread(self._exchange.close, self._token)
 
     async def wait(self) -> Ended:
         """See ``Handle.wait``."""
@@ -125,8 +131,8 @@ class RemoteHandle:
                 facts = await self._take_in()
                 if facts is not None:
                     await self._end(self._conclude(facts))
-                elif self._silent_s() > SILENT_BEATS * self._beat_s:
-                    await self._doubt()
+                else:
+                    await self._end_taken_over_or(self._doubt_silence)
             except OSError as error:
                 _log.warning("exchange_away", folder=str(self._exchange.folder), error=str(error))
             with suppress(TimeoutError):
@@ -176,6 +182,21 @@ class RemoteHandle:
         self._offset += len(data)
         return facts, data
 
+    async def _end_taken_over_or(self, act: Callable[[], Awaitable[None]]) -> None:
+        """What another owner has taken is over for us, and never to be killed; else act."""
+        if await asyncio.to_thread(self._exchange.is_taken_from, self._token):
+            await self._end(self._without_facts(EndReason.TAKEN_OVER, "another owner has taken over"))
+        else:
+            await act()
+
+    async def _cancel_it(self) -> None:
+        await self._cancel()
+        await self._end_lost("cancelled")
+
+    async def _doubt_silence(self) -> None:
+        if self._silent_s() > SILENT_BEATS * self._beat_s:
+            await self._doubt()
+
     async def _doubt(self) -> None:
         """The step has been silent: ask its cluster. Silent and gone is lost; silent and waiting is waiting.
 
@@ -204,20 +225,21 @@ class RemoteHandle:
             reason = EndReason.MEMORY_LIMIT
         else:
             reason = EndReason.SUPERVISOR_LOST
-        await self._end(
-            Ended(
-                reason=reason,
-                exit_code=None,
-                signal=None,
-                out_of_memory=reason is EndReason.MEMORY_LIMIT,
-                max_rss_bytes=0,
-                cpu_s=0.0,
-                paused_s=0.0,
-                last_word=self._stream.last_word,
-                garbage_lines=self._stream.garbage_lines,
-                dropped_events=self._stream.dropped,
-                detail=f"the cluster says: {word}\n{self._outpost_output()}".strip(),
-            )
+        await self._end(self._without_facts(reason, f"the cluster says: {word}\n{self._outpost_output()}".strip()))
+
+    def _without_facts(self, reason: EndReason, detail: str) -> Ended:
+        return Ended(
+            reason=reason,
+            exit_code=None,
+            signal=None,
+            out_of_memory=reason is EndReason.MEMORY_LIMIT,
+            max_rss_bytes=0,
+            cpu_s=0.0,
+            paused_s=0.0,
+            last_word=self._stream.last_word,
+            garbage_lines=self._stream.garbage_lines,
+            dropped_events=self._stream.dropped,
+            detail=detail,
         )
 
     def _conclude(self, facts: dict[str, Any]) -> Ended:

@@ -51,6 +51,11 @@ _FROM_OUTSIDE: Final = {
         "owner_gone",
         "The training lost the connection to its worker.",
     ),
+    EndReason.TAKEN_OVER: (
+        FailureClass.INFRASTRUCTURE,
+        "taken_over",
+        "The training is continued by another worker.",
+    ),
     EndReason.KILLED: (FailureClass.INFRASTRUCTURE, "killed", "The training was ended from outside."),
     EndReason.EVENT_GARBAGE: (
         FailureClass.BUG,

@@ -58,6 +58,8 @@ class Attempt:
         self._audio_s: float | None = None
         self.staged = False
         """True once everything to publish lies in storage: from here finishing is quicker than handing over."""
+        self.taken_over = False
+        """True when another attempt goes on with the step that this one started, in this one's folder."""
         self.settling = False
         """True once its outcome is on the way to the database: nothing can change it any more."""
         self.phase_seconds: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """Checkpoints: stored under the attempt's own prefix, registered through the fence, found again by the next attempt."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 import structlog
@@ -21,20 +22,28 @@ _log = structlog.get_logger(__name__)
 async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event: events.Checkpoint) -> None:
     """Store a checkpoint's bytes, then register it: from there on it exists and never changes.
 
+    An adopted step tells of all its checkpoints again: those that are known, or gone meanwhile, are passed over.
+
     Raises:
         RunLost: another attempt owns the run.
         StorageAway: the bytes could not be stored.
     """
-    folder = await asyncio.to_thread(_folder_of, spec, event)
-    if folder is None:
-        _log.warning("checkpoint announced but not there", path=event.path)
+    adopted = spec.attempt != attempt.run.attempt
+    if adopted and await _known(attempt, parts, event):
         return
-    if await asyncio.to_thread(tree_digest, folder) != event.sha256:
-        _log.warning("checkpoint differs from its digest", path=event.path)
+    address = f"runs/{spec.run_id}/{attempt.run.attempt}/checkpoints/{event.steps_done:08d}"
+    try:
+        folder = await asyncio.to_thread(_folder_of, spec, event)
+        if await asyncio.to_thread(tree_digest, folder) != event.sha256:
+            _log.warning("checkpoint differs from its digest", path=event.path)
+            return
+        await parts.storage.upload_folder(folder, address)
+    except FileNotFoundError:  # the trainer keeps only its newest ones
+        _log.log(logging.INFO if adopted else logging.WARNING, "checkpoint announced but not there", path=event.path)
         return
-    address = f"runs/{spec.run_id}/{spec.attempt}/checkpoints/{event.steps_done:08d}"
-    await parts.storage.upload_folder(folder, address)
-    checkpoint = Checkpoint(spec.attempt, event.steps_done, address, event.sha256, event.bytes, spec.recipe_version)
+    checkpoint = Checkpoint(
+        attempt.run.attempt, event.steps_done, address, event.sha256, event.bytes, spec.recipe_version
+    )
     await until_answered(
         lambda: parts.runs.register_checkpoint(attempt.fence, checkpoint),
         parts.clock,
@@ -45,10 +54,20 @@ async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event:
     await _prune(attempt, parts)
 
 
-def _folder_of(spec: StepSpec, event: events.Checkpoint) -> Path | None:
+async def _known(attempt: Attempt, parts: Parts, event: events.Checkpoint) -> bool:
+    """Whether this very checkpoint was registered before, by whatever attempt of the run."""
+    registered = await until_answered(
+        lambda: parts.runs.checkpoints(attempt.run.id), parts.clock, what="list checkpoints"
+    )
+    return (event.steps_done, event.sha256) in {(known.steps_done, known.sha256) for known in registered}
+
+
+def _folder_of(spec: StepSpec, event: events.Checkpoint) -> Path:
     root = Path(spec.output).resolve()
     folder = (root / event.path).resolve()
-    return folder if folder.is_relative_to(root) and folder.is_dir() else None
+    if not folder.is_relative_to(root) or not folder.is_dir():
+        raise FileNotFoundError(event.path)
+    return folder
 
 
 async def _prune(attempt: Attempt, parts: Parts) -> None:

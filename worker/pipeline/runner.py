@@ -84,7 +84,8 @@ class Runner:
                 await self._settle(attempt, outcome)
             finally:
                 self._heartbeat.release(attempt)
-                await asyncio.to_thread(shutil.rmtree, attempt.folder, ignore_errors=True)
+                if not attempt.taken_over:
+                    await asyncio.to_thread(shutil.rmtree, attempt.folder, ignore_errors=True)
 
     def _begin(self, run: ClaimedRun, claimed_at: float) -> Attempt:
         folder = self._scratch / str(run.id) / str(run.attempt)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from schemas.recipes import recipes
 from schemas.steps import Step, StepSpec
 from worker.domain.run import RunInputs
 from worker.errors import NotStored, Spoiled, StepFailed
-from worker.launchers.interface import Ended, Handle
+from worker.launchers.interface import Ended, EndReason, Handle
 from worker.launchers.verdict import StepDone, StepStopped, classify
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.checkpoints import keep_checkpoint
@@ -98,9 +99,9 @@ async def run_step(  # noqa: PLR0913 - a step is told many things
     )
     with parts.tracing.span(f"step {step}", step=step.value):
         async with _started(attempt, parts, spec) as handle:
-            ended = await _watch(attempt, parts, spec, handle)
-    result = _result(ended)
-    return await _keep(attempt, parts, spec, result, key)
+            result = _result(await _watch(attempt, parts, handle))
+            # kept before the handle is let go: until then another worker can adopt what has ended
+            return await _keep(attempt, parts, handle.spec, result, key)
 
 
 @contextlib.asynccontextmanager
@@ -117,10 +118,13 @@ async def _started(attempt: Attempt, parts: Parts, spec: StepSpec) -> AsyncItera
     finally:
         attempt.runs_under(None)
         await asyncio.shield(handle.kill())
+        attempt.taken_over = (await handle.wait()).reason is EndReason.TAKEN_OVER
 
 
-async def _watch(attempt: Attempt, parts: Parts, spec: StepSpec, handle: Handle) -> Ended:
+async def _watch(attempt: Attempt, parts: Parts, handle: Handle) -> Ended:
     """Follow the step's events to its end; end it when nothing moves for too long."""
+    # what the handle says, not what we would have said: an adopted step writes where its own attempt told it to
+    spec = handle.spec
     stalled = False
 
     async def end_when_stalled() -> None:
@@ -128,8 +132,10 @@ async def _watch(attempt: Attempt, parts: Parts, spec: StepSpec, handle: Handle)
         limit_s = parts.timing.stall_s
         while True:
             await parts.clock.sleep(limit_s / _WATCH_EVERY)
-            if attempt.right_left_s() == 0:
-                attempt.sign_of_progress()  # paused by us: that is no stall
+            with contextlib.suppress(OSError):  # in use, says this to whoever clears old folders
+                os.utime(Path(spec.output).parent)
+            if attempt.right_left_s() == 0 or handle.waits:
+                attempt.sign_of_progress()  # paused by us, or not begun by its cluster: that is no stall
             elif parts.clock.monotonic() - attempt.progress_at > limit_s:
                 stalled = True
                 await handle.kill()
@@ -206,7 +212,7 @@ async def _keep(attempt: Attempt, parts: Parts, spec: StepSpec, result: events.R
     """Check what the step says it left, store it under the attempt's own prefix, and say so through the fence."""
     folder = Path(spec.output)
     await asyncio.to_thread(_leave_artifacts_only, folder, result)
-    address = f"runs/{spec.run_id}/{spec.attempt}/{spec.step.value}"
+    address = f"runs/{spec.run_id}/{attempt.run.attempt}/{spec.step.value}"
     stored = await parts.storage.upload_folder(folder, address)
     attempt.sign_of_progress()
     if {file.path: file.sha256 for file in stored} != {artifact.path: artifact.sha256 for artifact in result.artifacts}:
@@ -220,6 +226,8 @@ async def _keep(attempt: Attempt, parts: Parts, spec: StepSpec, result: events.R
         parts.clock,
         what="store step output",
     )
+    if spec.attempt != attempt.run.attempt:  # adopted: the folder of the attempt that started it may be cleared
+        folder = await parts.storage.materialize(address, sha256=sha256)
     return Made(folder, address, sha256, result.figures, reused=False)
 
 
