@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a printed line is a line
 """Draws what the dashboards would show, without Grafana: ``python -m deploy.grafana.picture drawn.json page.html``.
 
 ``drawn.json`` comes from ``DASHBOARD_DATA=folder pytest tests/prometheus/test_dashboards.py``: the range queries of
