@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from deploy.demo.show import (
     watch,
     where_things_are,
 )
+from deploy.local.program import Program
 from deploy.local.services import Addresses, LocalServices, given_addresses
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,6 +40,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     parser.add_argument("--launcher", choices=("local", "ray", "slurm"), default="local")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever ends us, `stop` below runs
     folder = Path(tempfile.mkdtemp(prefix="speech-demo-"))
     folder.chmod(0o711)  # where Postgres must run as another user, that user has to reach its own folder in here
     demo = Demo(folder, options.launcher)
@@ -61,9 +64,9 @@ class Demo:
         self._folder = folder
         self._launcher = launcher
         self._services: LocalServices | None = None
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._environment: dict[str, str] = {}
         self._log = folder / "worker.log"
+        self._worker = Program("worker", self._log)  # on a leash: it cannot outlive us
+        self._environment: dict[str, str] = {}
 
     def run(self) -> int:
         """The story; the run's last `training_status`."""
@@ -142,14 +145,7 @@ class Demo:
 
     def _start_worker(self) -> int:
         say("starting a worker")
-        with self._log.open("wb") as log:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"],
-                env=self._environment,
-                cwd=ROOT,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._worker.start([sys.executable, "-m", "worker", "run"], self._environment)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._worker_alive():
             for line in self._log.read_text().splitlines():
@@ -161,7 +157,7 @@ class Demo:
         raise SystemExit(f"demo: the worker did not start; its log:\n{self._log.read_text()[-3000:]}")
 
     def _worker_alive(self) -> bool:
-        return self._worker is not None and self._worker.poll() is None
+        return self._worker.running
 
     def keep(self) -> None:
         """Leave everything running until Ctrl-C."""
@@ -178,16 +174,12 @@ class Demo:
 
     def stop(self) -> None:
         """Stop what was started; the models and logs stay."""
-        if self._worker is not None and self._worker.poll() is None:
-            self._worker.send_signal(signal.SIGTERM)
-            try:
-                self._worker.wait(30)
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-                self._worker.wait()
+        self._worker.stop()
         if self._services is not None:
             self._services.stop()
             self._services.postgres.remove()
+        for spent in ("services", "scratch", "cache"):  # model, report and logs stay
+            shutil.rmtree(self._folder / spent, ignore_errors=True)
 
 
 def _ready(port: int) -> bool:
