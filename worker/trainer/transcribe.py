@@ -20,7 +20,7 @@ import torch
 from worker.trainer.audio import FULL_SCALE, SAMPLE_RATE, Recording, Samples, UnreadableAudioError, opened
 from worker.trainer.decoding import greedy, token_limit
 from worker.trainer.verdicts import SILENT_RMS
-from worker.trainer.whisper import WINDOW_S, Whisper, half_precision, processor
+from worker.trainer.whisper import WEIGHTS, WINDOW_S, Whisper, half_precision, processor
 
 BATCH: Final = 8
 """Windows decoded together."""
@@ -241,7 +241,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     logging.disable_progress_bar()
     inside = options.model / "model"
-    transcriber = Transcriber(inside if inside.is_dir() else options.model, options.language)
+    folder = inside if inside.is_dir() else options.model
+    if not (folder / WEIGHTS).is_file():
+        parser.error(f"{folder} holds no model of this recipe: {WEIGHTS} is missing")
+    transcriber = Transcriber(folder, options.language)
     results = transcriber.write_down(heard(options.recordings))
     return 1 if tell(results, json_wanted=options.json, named=len(options.recordings) > 1) else 0
 

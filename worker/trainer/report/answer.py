@@ -61,7 +61,7 @@ def _tiles(report: dict[str, Any]) -> list[Markup]:
                     percent(group["base"]["wer"]),
                     percent(group["custom"]["wer"]),
                     f"{points(group['custom']['wer'] - group['base']['wer'])} points"
-                    f" (95 %: {points(low)} to {points(high)})",
+                    f" (95%: {points(low)} to {points(high)})",
                 )
             )
     rare = evaluation.get("rare_terms") or {}
@@ -109,7 +109,7 @@ def accuracy(report: dict[str, Any]) -> Markup:
         notes.append(fill("<li>Endless repetitions cut off: base {}, custom {}.</li>", *loops))
     return fill(
         "<p class=key><span class=base>base model</span> <span class=custom>custom model</span> "
-        "<span class=dim>dot: share of words wrong; line: where it lies with 95 % certainty</span></p>"
+        "<span class=dim>dot: share of words wrong; line: where it lies with 95% certainty</span></p>"
         "<div class=compare>{}{}</div><ul class=notes>{}</ul>"
         "<details><summary>All figures</summary><div class=scroll>{}</div></details>",
         joined(_group(name, told, group, highest) for name, told, group in measured),
