@@ -5,11 +5,8 @@ Needs the `ray` program on the PATH, beside Python, or named in TEST_RAY; and `u
 
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -20,17 +17,17 @@ from typing import Any
 import pytest
 
 from deploy.local.ports import free_ports
-from deploy.local.program import Program, wait_until
+from deploy.local.ray_cluster import LocalRay, local_ray, ray_program
+from deploy.local.report import MissingPieceError
 from tests.launchers.conformance import FAKE_TRAINER, Steps, everybody, until
 from tests.launchers.remote_cases import RemoteConformance, outpost
 from worker.launchers.interface import LauncherUnavailable
-from worker.launchers.processes import descendants, read_process
+from worker.launchers.processes import descendants
 from worker.launchers.ray import RayCluster, RayOptions
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
 from worker.launchers.verdict import StepDone, classify
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-FORWARD = Path(__file__).parent / "forward.py"
 
 
 def make(address: str, exchange: str, **options: Any) -> RemoteLauncher:
@@ -43,11 +40,10 @@ def make(address: str, exchange: str, **options: Any) -> RemoteLauncher:
 class RayPlace:
     moment_s = 10.0
 
-    def __init__(self, folder: Path, port: int, head: Program, forward: Program) -> None:
-        self.folder = folder
-        self.address = f"http://127.0.0.1:{port}"
-        self.head = head
-        self.forward = forward
+    def __init__(self, cluster: LocalRay) -> None:
+        self.folder = cluster.folder
+        self.address = cluster.address
+        self.head = cluster.head
 
     @property
     def exchange(self) -> str:
@@ -69,53 +65,14 @@ def answers(url: str) -> bool:
         return False
 
 
-def accepts(address: str) -> bool:
-    """Whether a job can be submitted; the dashboard answers some seconds earlier."""
-    order = json.dumps({"entrypoint": "true", "entrypoint_num_cpus": 0.1}).encode()
-    headers = {"Content-Type": "application/json"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/", order, headers), timeout=30):
-            return True
-    except OSError:
-        return False
-
-
-def ray_program() -> str:
-    beside = Path(sys.executable).with_name("ray")
-    found = os.environ.get("TEST_RAY") or shutil.which("ray") or (str(beside) if beside.exists() else None)
-    if found is None:
-        pytest.skip("no Ray here: pip install 'ray[default]'")
-    return found
-
-
 @contextmanager
 def cluster() -> Iterator[RayPlace]:
-    # Ray puts sockets below its folder: the path must stay short
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    port = free_ports(1)[0]
-    inside = (
-        f"ip link set lo up; {sys.executable} {FORWARD} unix:{folder}/dashboard tcp:127.0.0.1:8265 & "
-        f"exec {ray_program()} start --head --block --node-ip-address=127.0.0.1 --port=6379 "
-        f"--dashboard-host=127.0.0.1 --dashboard-port=8265 --num-cpus=4 --object-store-memory=100000000 "
-        f"--temp-dir={folder}/t --disable-usage-stats"
-    )
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder), "RAY_AUTH_MODE": "disabled"}
-    head = Program("ray", folder / "head.log")
-    forward = Program("forward", folder / "forward.log")
-    as_root = [] if os.getuid() == 0 else ["-U", "-r"]
-    head.start(["unshare", *as_root, "-n", "-p", "-f", "--mount-proc", "--kill-child", "sh", "-c", inside], environment)
-    forward.start([sys.executable, FORWARD, f"tcp:127.0.0.1:{port}", f"unix:{folder}/dashboard"], environment)
-    place = RayPlace(folder, port, head, forward)
     try:
-        wait_until(lambda: accepts(place.address), timeout_s=90, what="a job accepted", program=head)
-        yield place
-    finally:
-        forward.stop()
-        inhabitants = descendants(head.pid)
-        head.kill()  # its init: the kernel ends everything in the namespace with it, a moment later
-        while any(read_process(process.pid) for process in inhabitants):
-            time.sleep(0.05)
-        shutil.rmtree(folder)
+        program = os.environ.get("TEST_RAY") or ray_program()
+    except MissingPieceError as error:
+        pytest.skip(str(error))
+    with local_ray(program) as made:
+        yield RayPlace(made)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
     python forward.py tcp:127.0.0.1:8265 unix:/tmp/x    and in the other namespace    unix:/tmp/x tcp:127.0.0.1:8265
 
-A pathname socket reaches across network namespaces, so that a test can talk to a cluster that has no network.
+A pathname socket reaches across network namespaces, so that one can talk to a cluster that has no network.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from contextlib import suppress
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One direction, until either side has had enough."""
     with suppress(OSError):
         while data := await reader.read(65_536):
             writer.write(data)
@@ -20,6 +21,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to ``unix:<path>`` or ``tcp:<host>:<port>``."""
     kind, _, rest = address.partition(":")
     if kind == "unix":
         return await asyncio.open_unix_connection(rest)
@@ -28,6 +30,8 @@ async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 
 async def main(listen: str, target: str) -> None:
+    """Listen at the one address and pass everything on to the other, for ever."""
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await connect(target)
