@@ -12,6 +12,8 @@ from tests.acceptance.world import until
 from tests.chaos.proxy import Proxy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.acceptance.world import World
 
 STEPS = ["prepare", "train", "evaluate", "export"]
@@ -57,6 +59,14 @@ async def test_hand_over_in_training_loses_no_step_that_was_done(world: World) -
     assert steps[0] == done + 1
 
 
+def _opened_for_writing(fifo: Path) -> int | None:
+    """A descriptor, once somebody has it open for reading."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
 async def test_sigterm_while_files_are_gathered_hands_the_run_over(world: World) -> None:
     first = await world.started()
     model = await world.new_model(files=False)
@@ -69,6 +79,7 @@ async def test_sigterm_while_files_are_gathered_hands_the_run_over(world: World)
     os.mkfifo(transcript)  # whoever reads it waits
     run = await world.ask(model)
     await world.in_phase(run, "load")
+    writer = await until(lambda: _opened_for_writing(transcript), "somebody reads the transcript")
     first.terminate()
     await until(lambda: first.said("stopping"), "the worker stops")
 
@@ -76,7 +87,8 @@ async def test_sigterm_while_files_are_gathered_hands_the_run_over(world: World)
         return await world.status(run) == 2
 
     await until(queued, "the run is back in the queue")
-    transcript.write_bytes(content)  # lets the reader go
+    os.write(writer, content)
+    os.close(writer)  # lets the reader go
     assert await first.exit_code() == 0
     transcript.unlink()
     transcript.write_bytes(content)
