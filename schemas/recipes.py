@@ -2,13 +2,16 @@
 
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.steps import Step
 
 ENTRY_POINTS: Final = "speech_training.recipes"
+
+
+Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
 class WhisperParameters(BaseModel):
@@ -37,6 +40,10 @@ class WhisperParameters(BaseModel):
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
     interpolation: float = Field(default=1.0, gt=0, le=1)
     """How far the published weights go from the base (0) towards the trained ones (1)."""
+    speeds: tuple[Speed, ...] = Field(default=(1.0,), min_length=1, max_length=9)
+    """Each training step hears its utterances at one of these speeds: other speeds are other voices."""
+    replay_speeds: tuple[Speed, ...] = Field(default=(0.85, 0.93, 1.0, 1.08, 1.18), min_length=1, max_length=9)
+    """The same for the operator's general set."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto`: bfloat16 where the processor or GPU has it."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)

@@ -52,12 +52,13 @@ class Corpus:
         precision: torch.dtype,
         file: Path,
         language: str | None,
+        speed: float = 1.0,
     ) -> None:
         self._groups = groups
         self._device = model.filters.device
         self._targets = Targets(model, [one.text for one in utterances], language)
         self._states = EncoderStates(
-            model, dataset, utterances, groups, padding_s=padding_s, precision=precision, file=file
+            model, dataset, utterances, groups, padding_s=padding_s, precision=precision, file=file, speed=speed
         )
 
     def batch(self, groups: Sequence[int]) -> Batch:

@@ -47,7 +47,7 @@ class Curves:
                 plan.groups,
                 padding_s=WINDOW_S,
                 precision=precision,
-                file=run.output / ".dev_states",
+                file=run.output / ".states-dev",
                 language=run.spec.context.get("language"),
             )
 

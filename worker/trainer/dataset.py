@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 
 from worker.trainer.audio import FULL_SCALE, SAMPLE_RATE
@@ -42,11 +43,16 @@ class Dataset:
         """The utterances of these splits, in the dataset's order."""
         return [utterance for utterance in self.utterances if utterance.split in splits]
 
-    def sound(self, utterances: Sequence[Utterance], seconds: float) -> torch.Tensor:
-        """Their sound, float32 [utterances, seconds · 16000], full scale 1.0, padded with silence or cut."""
+    def sound(self, utterances: Sequence[Utterance], seconds: float, speed: float = 1.0) -> torch.Tensor:
+        """Their sound, float32 [utterances, seconds · 16000], full scale 1.0, padded with silence or cut.
+
+        Another speed is another voice as well: faster is higher, as with a tape.
+        """
         length = round(seconds * SAMPLE_RATE)
         batch = np.zeros((len(utterances), length), np.float32)
         for place, utterance in zip(batch, utterances, strict=True):
-            end = utterance.start_sample + min(utterance.samples, length)
-            place[: end - utterance.start_sample] = self._samples[utterance.start_sample : end]
+            sound = self._samples[utterance.start_sample : utterance.start_sample + utterance.samples]
+            if speed != 1.0:
+                sound = soxr.resample(sound, SAMPLE_RATE, SAMPLE_RATE / speed)
+            place[: len(sound)] = sound[:length]
         return torch.from_numpy(batch).div_(FULL_SCALE + 1)

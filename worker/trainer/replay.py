@@ -5,7 +5,6 @@ Measured: without it a decoder that learned drug names writes ordinary words as 
 """
 
 import random
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -24,21 +23,25 @@ _GROUPS_A_STEP: Final = 2
 class Replay:
     """The operator's general set, without the part that measures forgetting."""
 
-    def __init__(self, run: StepRun, model: Whisper, teacher: Any, precision: torch.dtype, file: Path) -> None:
+    def __init__(self, run: StepRun, model: Whisper, teacher: Any, precision: torch.dtype) -> None:
         dataset = Dataset(run.input("general"))
         utterances = dataset.of("train", "dev")
         self._seed, self._teacher, self._precision = run.spec.seed, teacher, precision
         self._groups = Plan(tuple(one.seconds for one in utterances), 1, 1, 0, 0.0).groups
-        self._corpus = Corpus(
-            model,
-            dataset,
-            utterances,
-            self._groups,
-            padding_s=run.parameters.padding_s,
-            precision=precision,
-            file=file,
-            language=run.spec.context.get("language"),
-        )
+        self._corpora = [
+            Corpus(
+                model,
+                dataset,
+                utterances,
+                self._groups,
+                padding_s=run.parameters.padding_s,
+                precision=precision,
+                file=run.output / f".states-general-{speed}",
+                language=run.spec.context.get("language"),
+                speed=speed,
+            )
+            for speed in run.parameters.replay_speeds
+        ]
 
     @staticmethod
     def possible(run: StepRun) -> bool:
@@ -50,7 +53,7 @@ class Replay:
         """How far the student is from the base on a few of these utterances, chosen by the step's number."""
         source = random.Random(f"replay/{self._seed}/{step}")  # noqa: S311 - the same choice again is the point
         start = source.randrange(max(1, len(self._groups) - _GROUPS_A_STEP + 1))
-        batch = self._corpus.batch(range(start, min(start + _GROUPS_A_STEP, len(self._groups))))
+        batch = source.choice(self._corpora).batch(range(start, min(start + _GROUPS_A_STEP, len(self._groups))))
         with torch.no_grad():
             original = batch.scores(self._teacher, self._precision)
         return drift(batch.scores(student, self._precision), original)

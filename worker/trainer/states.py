@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worker.trainer.audio import SAMPLE_RATE
 from worker.trainer.dataset import Dataset, Utterance
-from worker.trainer.whisper import FRAME, Whisper, window_s
+from worker.trainer.whisper import FRAME, WINDOW_S, Whisper, window_s
 
 TAIL_S: Final = 1.0
 """Seconds of silence whose states are kept after an utterance: where the decoder sees that it is over."""
@@ -33,11 +33,12 @@ class EncoderStates:
         padding_s: float,
         precision: torch.dtype,
         file: Path,
+        speed: float = 1.0,
     ) -> None:
         self._model, self._dataset = model, dataset
         self._groups = [[utterances[index] for index in group] for group in groups]
-        self._padding_s, self._precision = padding_s, precision
-        self._frames = [_frames(max(one.seconds for one in group)) for group in self._groups]
+        self._padding_s, self._precision, self._speed = padding_s, precision, speed
+        self._frames = [_frames(self._longest(group)) for group in self._groups]
         sizes = [len(group) * frames for group, frames in zip(self._groups, self._frames, strict=True)]
         self._starts = [0, *np.cumsum(sizes).tolist()]
         self._done = [False] * len(groups)
@@ -54,6 +55,15 @@ class EncoderStates:
         frames = max(part.shape[1] for part in parts)
         return torch.cat([_lengthened(part, frames) for part in parts])
 
+    def _longest(self, utterances: Sequence[Utterance]) -> float:
+        """Seconds of the longest of them, as it is heard."""
+        return max(one.seconds for one in utterances) / self._speed_of(utterances)
+
+    def _speed_of(self, utterances: Sequence[Utterance]) -> float:
+        """Their speed; what would no longer fit its window when slower is heard as it is."""
+        fits = max(one.seconds for one in utterances) / self._speed <= WINDOW_S
+        return self._speed if fits else 1.0
+
     def _group(self, group: int) -> Tensor:
         rows, frames = len(self._groups[group]), self._frames[group]
         device = self._model.filters.device
@@ -67,9 +77,9 @@ class EncoderStates:
 
     def _encode(self, group: int) -> Tensor:
         utterances, frames = self._groups[group], self._frames[group]
-        window = window_s(max(one.seconds for one in utterances), self._padding_s)
+        window = window_s(self._longest(utterances), self._padding_s)
         device = self._model.filters.device
-        features = self._model.features(self._dataset.sound(utterances, window).to(device))
+        features = self._model.features(self._dataset.sound(utterances, window, self._speed_of(utterances)).to(device))
         half = torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32)
         with torch.no_grad(), half:
             return self._model.encode(features)[:, :frames].to(torch.bfloat16)

@@ -42,17 +42,21 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     published = checkpoint.copied(trained)  # for now the base's
     lengths = tuple(one.seconds for one in utterances)
     plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
-    corpus = Corpus(
-        model,
-        dataset,
-        utterances,
-        plan.groups,
-        padding_s=settings.padding_s,
-        precision=precision,
-        file=run.output / ".states",
-        language=run.spec.context.get("language"),
-    )
-    replay = Replay(run, model, teacher, precision, run.output / ".replay") if Replay.possible(run) else None
+    corpora = [
+        Corpus(
+            model,
+            dataset,
+            utterances,
+            plan.groups,
+            padding_s=settings.padding_s,
+            precision=precision,
+            file=run.output / f".states-{speed}",
+            language=run.spec.context.get("language"),
+            speed=speed,
+        )
+        for speed in settings.speeds
+    ]
+    replay = Replay(run, model, teacher, precision) if Replay.possible(run) else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
@@ -66,7 +70,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * plan.rate(step)
         model.decoder.train()
-        batch = corpus.batch(plan.batch(step))
+        batch = corpora[plan.choice(step, len(corpora))].batch(plan.batch(step))
         original = None
         if settings.distillation:
             with torch.no_grad():
@@ -106,8 +110,8 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     }
     write_json(run.output / "train.json", {**figures, "parameters": settings.model_dump(mode="json")})
     curves.write(run.output / "curves.jsonl")
-    for kept in (".states", ".replay", ".dev_states"):
-        (run.output / kept).unlink(missing_ok=True)
+    for kept in run.output.glob(".states-*"):
+        kept.unlink()
     run.result(figures, [WEIGHTS, "train.json", "curves.jsonl"])
 
 

@@ -1,10 +1,14 @@
 """Training by steps: bit-equal when resumed, deterministic, measured, exported."""
 
-# ruff: noqa: PLC0415 - torch is loaded only where a test needs it
+# ruff: noqa: PLC0415, E402 - torch is loaded only where a test needs it
 
+import dataclasses
 import json
+import math
 
 import pytest
+
+torch = pytest.importorskip("torch")
 
 from schemas.digest import file_digest, tree_digest
 from schemas.steps import Step
@@ -12,7 +16,7 @@ from tests.unit.trainer import tiny
 from worker.trainer.failures import StepFailureError, StepStoppedError
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default")]  # torch and transformers warn of themselves
-SHORT = {"epochs": 2, "batch_size": 8, "padding_s": 1.0, "precision": "float32"}
+SHORT = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "padding_s": 1.0, "precision": "float32"}
 
 
 def train(folder, base, dataset, stop=None, **more):
@@ -53,6 +57,23 @@ def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, data
     assert events[-1]["figures"]["resumed_from_step"] == kept["steps_done"] > 0
     assert file_digest(folder / "model.safetensors") == file_digest(whole / "model.safetensors")
     assert (folder / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
+
+
+def test_other_speeds_are_heard_and_a_recording_too_long_for_its_window_is_heard_as_it_is(base, dataset):
+    from worker.trainer.dataset import Dataset
+    from worker.trainer.states import EncoderStates
+    from worker.trainer.whisper import Whisper, processor
+
+    data = Dataset(dataset)
+    one = data.utterances[0]
+    assert data.sound([one], 2.0, speed=0.5)[0, 24_000:31_000].abs().max() > 0.01 > data.sound([one], 2.0)[0, -1]
+    model = Whisper(base).to_processor(processor())
+    long = dataclasses.replace(one, samples=29 * 16_000)
+    states = EncoderStates(
+        model, data, [one, long], [[0], [1]], padding_s=1.0, precision=torch.float32, file=dataset / "s", speed=0.8
+    )
+    assert [states._speed_of([one]), states._speed_of([long])] == [0.8, 1.0]
+    assert states.of([0]).shape[1] == math.ceil(50 * (one.seconds / 0.8 + 1.0))
 
 
 def test_a_checkpoint_of_another_training_is_refused(trained, base, dataset, tmp_path, capsys):
