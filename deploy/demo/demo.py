@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -25,8 +26,11 @@ from deploy.demo.show import (
     watch,
     where_things_are,
 )
-from deploy.local.program import Program
+from deploy.local.program import LocalServiceError, Program
+from deploy.local.ray_cluster import local_ray, ray_program
+from deploy.local.report import MissingPieceError
 from deploy.local.services import Addresses, LocalServices, given_addresses
+from deploy.local.slurm_cluster import local_slurm, slurm_programs
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = Path(__file__).parent / "data"
@@ -51,6 +55,9 @@ def main() -> int:
     except KeyboardInterrupt:
         say("stopped by hand")
         return 130
+    except (MissingPieceError, LocalServiceError) as error:
+        say(f"the demo cannot go on: {error}")
+        return 1
     else:
         return 0 if status == 4 else 1  # noqa: PLR2004 - SUCCESS
     finally:
@@ -65,14 +72,16 @@ class Demo:
         self._launcher = launcher
         self._services: LocalServices | None = None
         self._log = folder / "worker.log"
+        self._clusters = contextlib.ExitStack()
         self._worker = Program("worker", self._log)  # on a leash: it cannot outlive us
         self._environment: dict[str, str] = {}
 
     def run(self) -> int:
         """The story; the run's last `training_status`."""
         begin()
+        cluster = self._start_cluster()
         addresses = self._start_services()
-        self._environment = self._settings(addresses)
+        self._environment = self._settings(addresses) | cluster
         model = self._prepare_catalogue()
         observe_port = self._start_worker()
         published_at = time.time()
@@ -89,7 +98,9 @@ class Demo:
             say(f"the run ended with training_status {run['status']}: {run['failure_reason']}\n{run['failure_detail']}")
         glance_at_metrics(f"http://127.0.0.1:{observe_port}/metrics")
         where_things_are(storage, run, self._log)
-        result = {"training_status": run["status"], **shown, "seconds": seconds}
+        result = {"training_status": run["status"], **shown, "launcher": self._launcher, "seconds": seconds}
+        if self._launcher != "local":
+            result["cluster_jobs"] = self._cluster_jobs(run_id)
         print("RESULT " + json.dumps(result), flush=True)
         return int(run["status"])
 
@@ -104,6 +115,26 @@ class Demo:
         self._services = LocalServices(self._folder / "services")
         return self._services.start()
 
+    def _start_cluster(self) -> dict[str, str]:
+        """A cluster of one node, if trainers shall run on one; what a worker must know of it.
+
+        Raises:
+            MissingPieceError: says what is not installed here.
+        """
+        if self._launcher == "ray":
+            say("starting a Ray cluster of one node, in a network of its own")
+            ray = self._clusters.enter_context(local_ray(ray_program()))
+            return {"WORKER_RAY_ADDRESS": ray.address}
+        if self._launcher == "slurm":
+            say("starting a Slurm cluster of one node, on loopback")
+            slurm = self._clusters.enter_context(local_slurm(slurm_programs()))
+            return {"SLURM_CONF": slurm.configuration}
+        return {}
+
+    def _cluster_jobs(self, run_id: str) -> list[str]:
+        """The jobs that the run's steps were: attempt, step, how many times it was started."""
+        return sorted(folder.name for folder in (self._folder / "steps" / run_id).iterdir())
+
     def _settings(self, addresses: Addresses) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
         return kept | {
@@ -114,6 +145,7 @@ class Demo:
             "WORKER_SCRATCH": str(self._folder / "scratch"),
             "WORKER_CACHE": str(self._folder / "cache"),
             "WORKER_LAUNCHER": self._launcher,
+            "WORKER_EXCHANGE": str(self._folder),  # one machine: the cluster's node sees the same files
             "WORKER_OBSERVE_PORT": "0",
             "WORKER_POLL_S": "1",
         }
@@ -175,6 +207,7 @@ class Demo:
     def stop(self) -> None:
         """Stop what was started; the models and logs stay."""
         self._worker.stop()
+        self._clusters.close()
         if self._services is not None:
             self._services.stop()
             self._services.postgres.remove()
