@@ -72,7 +72,9 @@ async def watch(database_url: str, run_id: str, alive: Callable[[], bool]) -> di
                 for row in (await runs.transitions(UUID(run_id)))[told:] if run else ():
                     told += 1
                     name = TrainingStatus(row["to_status"]).name
-                    say(f"[bold]training_status {row['to_status']}[/] {name}, attempt {row['attempt']}")
+                    after_s = (row["at"] - run["requested_at"]).total_seconds()
+                    told_of = f"[bold]training_status {row['to_status']}[/] {name}, attempt {row['attempt']}"
+                    say(f"{told_of}, {after_s:.2f} s after the request")
                 if run is not None:
                     current = _advance(progress, bars, dict(run), current)
                     if TrainingStatus(run["status"]) in TERMINAL:

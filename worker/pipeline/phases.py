@@ -156,9 +156,13 @@ async def publish(  # noqa: PLR0913 - it gathers everything
 ) -> Succeeded:
     """Ask the gate, write the model where it can be used, and say what the one terminal transaction commits."""
     decision = decide(measured(evaluated.figures))
+    model_id = str(attempt.run.custom_model_id)
+    model = await until_answered(lambda: parts.models.model(model_id), parts.clock, what="read model")
     context = {
         "worker_version": __version__,
         "model_id": attempt.run.custom_model_id,
+        "model_name": "" if model is None else model["name"],
+        "model_key": "" if model is None else model["key"],
         "inputs": inputs.model_dump(mode="json"),
         "data_report": prepared.report.summary(),
         "training": trained.figures,

@@ -92,7 +92,7 @@ export async function modelView(main, caller, id, signal) {
     past.replaceChildren(h("h2", {}, "Earlier runs"), table(["Asked for", "Status", "What came of it", ""], lines));
   }
   const report = (runId) => act(async () => {
-    showPage("Training report", await getText(`${path}/runs/${runId}/report`));
+    showPage("Training report", await getText(`${path}/runs/${runId}/report?view=summary`));
   });
 
   async function refreshVersions() {

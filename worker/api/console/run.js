@@ -49,6 +49,7 @@ export function runCard(modelPath, may, changed) {
       h("div", { class: "row" },
         active && may && h("button", { type: "button", class: "danger", disabled: detail.cancel_requested, onclick: cancel }, "Cancel the run"),
         detail.has_report && h("button", { type: "button", class: "quiet", onclick: report }, "Report"),
+        detail.has_report && h("button", { type: "button", class: "quiet", onclick: save }, "Save full report"),
         detail.has_log && h("button", { type: "button", class: "quiet", "aria-expanded": String(!log.hidden), onclick: toggleLog }, "Log")),
       h("details", {}, h("summary", {}, "What happened"), table(["When", "Status", "Attempt", "Why"], detail.transitions.map((move) => [
         moment(move.at), statusName(move.to), String(move.attempt), move.reason_code ?? "–"]))),
@@ -90,8 +91,17 @@ export function runCard(modelPath, may, changed) {
     try { await send("POST", `${modelPath}/runs/${run.id}/cancel`); } catch (error) { say(error.message, "bad"); }
     changed();
   }
+  // The whole report plays recordings and runs a script: it is looked at as a file, outside this page's policy.
+  async function save() {
+    try {
+      const page = new Blob([await getText(`${modelPath}/runs/${run.id}/report`)], { type: "text/html" });
+      const link = h("a", { href: URL.createObjectURL(page), download: `report-${run.id}.html` });
+      link.click();
+      URL.revokeObjectURL(link.href);
+    } catch (error) { say(error.message, "bad"); }
+  }
   async function report() {
-    try { showPage("Training report", await getText(`${modelPath}/runs/${run.id}/report`)); } catch (error) { say(error.message, "bad"); }
+    try { showPage("Training report", await getText(`${modelPath}/runs/${run.id}/report?view=summary`)); } catch (error) { say(error.message, "bad"); }
   }
   async function toggleLog(event) {
     log.hidden = !log.hidden;
