@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from worker.metrics import Metrics
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 async def until(fact: Callable[[], Awaitable[Any]] | Callable[[], Any], what: str = "the fact") -> Any:
