@@ -207,11 +207,13 @@ class Demo:
     def stop(self) -> None:
         """Stop what was started; the models and logs stay."""
         self._worker.stop()
-        self._clusters.close()
-        if self._services is not None:
-            self._services.stop()
-            self._services.postgres.remove()
-        for spent in ("services", "scratch", "cache"):  # model, report and logs stay
+        try:
+            self._clusters.close()
+        finally:
+            if self._services is not None:
+                self._services.stop()
+                self._services.postgres.remove()
+        for spent in ("services", "scratch", "cache", "steps"):  # model, report and logs stay
             shutil.rmtree(self._folder / spent, ignore_errors=True)
 
 
