@@ -149,6 +149,18 @@ async def test_database_away_for_three_leases_during_the_terminal_write_still_en
     assert (row["status"], row["attempt"]) == (4, 1)
 
 
+async def test_outage_longer_than_a_paused_trainer_is_kept_is_no_failure_of_the_run(world: World) -> None:
+    async with Proxy(world.database_url) as proxy:
+        await world.started(WORKER_DATABASE_URL=proxy.url, WORKER_PATIENCE_S="1")
+        run = await world.ask(**SLOW_TRAINING)
+        await world.trainer_of(run, "train")
+        proxy.refuse()
+        await until(lambda: not world.trainers(run), "the paused trainer is ended")
+        proxy.resume()
+        row = await world.over(run)
+    assert (row["status"], row["attempt"], row["failures"], row["hand_overs"]) == (4, 2, 0, 1), dict(row)
+
+
 async def test_answer_lost_to_the_terminal_commit_is_a_success(world: World) -> None:
     async with Proxy(world.database_url) as proxy:
         worker = await world.started(WORKER_DATABASE_URL=proxy.url, WORKER_SLOTS="1")

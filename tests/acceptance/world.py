@@ -39,7 +39,7 @@ SHORT: Final = {
     "WORKER_POLL_S": "0.3",
     "WORKER_PROGRESS_S": "0.2",
     "WORKER_GRACE_S": "10",
-    "WORKER_PATIENCE_S": "30",
+    "WORKER_PATIENCE_S": "300",
     "WORKER_OBSERVE_PORT": "0",
     "WORKER_SLOTS": "2",
 }

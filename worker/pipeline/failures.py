@@ -5,7 +5,7 @@ import traceback
 from typing import Final
 
 from schemas.failures import FailureClass
-from worker.domain.outcome import Failed, Lost
+from worker.domain.outcome import Failed, HandedOver, Lost
 from worker.domain.retry import RULES
 from worker.errors import NotStored, RunLost, StepFailed, StorageAway, StorageFull
 from worker.launchers.interface import LauncherUnavailable
@@ -22,11 +22,14 @@ _KNOWN: Final[tuple[tuple[type[BaseException], FailureClass, str], ...]] = (
 """The first that fits counts: narrower ones stand first."""
 
 
-def outcome_of(error: BaseException) -> Failed | Lost:
+def outcome_of(error: BaseException) -> Failed | HandedOver | Lost:  # noqa: PLR0911 - one line for each error
     """The ending that an error of a phase means."""
     match error:
         case RunLost():
             return Lost()
+        case StepFailed(failure_class=FailureClass.INFRASTRUCTURE, code="right_expired"):
+            # The lease could not be renewed for longer than a paused trainer is kept: an outage, not the run's failure.
+            return HandedOver()
         case StepFailed():
             return Failed(error.failure_class, error.code, error.reason, error.detail)
         case LauncherUnavailable():
