@@ -126,8 +126,15 @@ class Whisper(nn.Module):
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     def load_weights(self, file: Path) -> None:
-        """Replace the weights by those of a trained model of the same shape."""
-        self.network.load_state_dict(load_file(file), strict=False, assign=False)
+        """Replace the weights by those of a trained model of the same shape.
+
+        Raises:
+            ValueError: the file holds another model's weights.
+        """
+        differing = self.network.load_state_dict(load_file(file), strict=False)
+        strange = {*differing.missing_keys, *differing.unexpected_keys} - {"proj_out.weight"}  # tied: in neither file
+        if strange:
+            raise ValueError(f"{file.name} does not fit the base model: {', '.join(sorted(strange)[:5])}")
         self.network.tie_weights()
 
 
