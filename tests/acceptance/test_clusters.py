@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -77,6 +78,11 @@ def place(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.Monk
     return found
 
 
+def checkpoints_after(world: World, run: uuid.UUID, steps_done: int) -> list[int]:
+    """The checkpoints that the trainer wrote after this one."""
+    return [line["n"] for line in world.witnessed(run) if line["what"] == "checkpoint" and line["n"] > steps_done]
+
+
 def jobs(world: World, run: uuid.UUID, step: str) -> list[str]:
     """The jobs that were ever submitted for a step, by the folders they talk through."""
     return sorted(folder.name for folder in (world.folder / "steps" / str(run)).glob(f"*-{step}-*"))
@@ -122,9 +128,14 @@ async def test_step_of_a_killed_worker_is_adopted_and_trains_once(world: World, 
     trainer = await world.trainer_of(run, "train")
     await until(lambda: world.pool.fetchval("select count(*) > 0 from run_checkpoints"), "a checkpoint")
     first.kill()
+    told = await world.pool.fetchval("select max(steps_done) from run_checkpoints")
+    untold = await until(lambda: checkpoints_after(world, run, told + 10), "a checkpoint while nobody owns the step")
+    output = world.folder / "scratch" / "attempts" / str(run) / "1" / "train"
+    shutil.rmtree(output / f"checkpoint-{untold[0]}")  # a trainer keeps only its newest ones
     second = await world.started()
     row = await world.over(run, PATIENCE_S)
     assert (row["status"], row["attempt"], row["failures"]) == (4, 2, 1), (dict(row), second.tail())
+    assert second.said("checkpoint announced but not there", path=f"checkpoint-{untold[0]}")
     trained = [line for line in world.witnessed(run) if line["step"] == "train"]
     assert {line["pid"] for line in trained} == {trainer}
     assert [line["n"] for line in trained if line["what"] == "step"] == list(range(1, 151))
@@ -182,3 +193,16 @@ async def test_cancel_stops_the_job_of_the_cluster(world: World, place: ClusterS
         return await alive_on_cluster(world) == []
 
     await until(none_alive, "the cluster has no job of it any more")
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("place", ["slurm"], indirect=True)
+async def test_job_that_waits_in_the_clusters_queue_has_not_stalled(world: World, place: ClusterSettings) -> None:
+    later = {"WORKER_SLURM_ARGUMENTS": "--ntasks=1 --begin=now+14"}
+    await world.started(WORKER_STALL_S="8", WORKER_FAILURE_LIMIT="1", **later)
+    run = await world.ask(other_steps=1, steps=1)
+    await until(lambda: world.witnessed(run), "the first step begins", PATIENCE_S)
+    row = await world.row(run)
+    assert row is not None
+    assert (row["status"], row["attempt"]) == (3, 1), dict(row)
+    assert (row["phase"], row["failures"]) == ("prepare", 0)
