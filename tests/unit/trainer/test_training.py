@@ -15,7 +15,11 @@ from schemas.steps import Step
 from tests.unit.trainer import tiny
 from worker.trainer.failures import StepFailureError, StepStoppedError
 
-pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default")]  # torch and transformers warn of themselves
+pytestmark = [
+    pytest.mark.trainer,
+    pytest.mark.filterwarnings("default"),  # torch and transformers warn of themselves
+    pytest.mark.timeout(600),  # a busy machine takes minutes to load torch and to convert a model
+]
 SHORT = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "padding_s": 1.0, "precision": "float32"}
 
 
