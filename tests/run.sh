@@ -14,7 +14,7 @@ cd "$root" || exit 1
 began=$SECONDS
 
 extras=(trainer api otel dev)
-marked="not (demo or browser or ray or slurm or prometheus or s3)"
+marked="not (chaos or demo or browser or ray or slurm or prometheus or s3)"
 if [ "${1:-}" = --all ]; then
     shift
     extras+=(ray s3-tests)

@@ -356,7 +356,7 @@ create table step_outputs (
 -- Told to the broker at least once, in order per run. A row lives until the broker confirmed it.
 create table outbox (
     id bigint generated always as identity primary key,
-    run_id uuid not null references training_runs,
+    run_id uuid not null,
     sequence integer not null,
     kind text not null check (kind in ('event', 'request')),
     created_at timestamptz not null default db_now(),

@@ -45,33 +45,35 @@ left join custom_models m on m.id = w.custom_model_id and m.organization_id = w.
 
 -- name: claim_runs
 -- Give free slots to due runs in fair order: the organization with the fewest running, least recently served, first.
-with picked as materialized (
-    select o.id
+with locked as materialized (
+    -- Organizations that somebody else is moving right now are passed over, never waited for: two claims at once take
+    -- different runs. `offset 0` keeps this a walk along the index with one look per organization, however many wait.
+    select o.id, o.running, o.max_running, o.last_claimed_at
     from organizations o
     where o.waiting > 0 and o.running < o.max_running
         and exists (
             select from training_runs r
             where r.organization_id = o.id and r.status = 2 and r.due_at <= db_now()
-                and not exists (select from base_languages b where b.id = r.base_language_id and b.running >= b.max_running))
+                and not exists (select from base_languages b where b.id = r.base_language_id and b.running >= b.max_running)
+            offset 0)
     order by o.running, o.last_claimed_at nulls first, o.id
     limit $2::int
-), locked as materialized (
-    select o.id, o.running, o.max_running, o.last_claimed_at
-    from organizations o
-    where o.id = any (array(select id from picked))
-    order by o.id
-    for no key update
+    for no key update skip locked
+), level as materialized (
+    -- Nobody is served beyond this turn: with as many organizations as slots, one more each up to the busiest.
+    select max(running) + 1 + greatest(0, $2::int - count(*)) as turn from locked
 ), candidate as materialized (
     select r.id, r.base_language_id, l.last_claimed_at,
         l.running + row_number() over (partition by l.id order by r.priority desc, r.due_at, r.id) as turn
     from locked l
+    cross join level
     cross join lateral (
         select w.id, w.base_language_id, w.priority, w.due_at
         from training_runs w
         where w.organization_id = l.id and w.status = 2 and w.due_at <= db_now()
             and not exists (select from base_languages b where b.id = w.base_language_id and b.running >= b.max_running)
         order by w.priority desc, w.due_at, w.id
-        limit greatest(0, least($2::int, l.max_running - l.running))
+        limit greatest(0, least($2::int, l.max_running - l.running, level.turn - l.running))
     ) r
 ), base as materialized (
     select b.id, b.max_running - b.running as free
@@ -106,14 +108,27 @@ with picked as materialized (
 ), told as (
     insert into outbox (run_id, sequence, kind) select c.id, c.sequence, 'event' from claimed c
 )
-select (select count(*) from picked) as picked, c.id, c.custom_model_id, c.organization_id, c.base_language_id, c.attempt,
+select
+    -- Whether to look again at once: a run was gone, or an organization that waits was passed over.
+    (select count(*) from claimed) < (select count(*) from chosen)
+        or (select count(*) from claimed) < $2::int and exists (
+            select from organizations o
+            where o.waiting > 0 and o.running < o.max_running and not exists (select from locked l where l.id = o.id)
+                and exists (
+                    select from training_runs r
+                    where r.organization_id = o.id and r.status = 2 and r.due_at <= db_now()
+                        and not exists (
+                            select from base_languages b
+                            where b.id = r.base_language_id and b.running >= b.max_running)
+                    offset 0)) as more,
+    c.id, c.custom_model_id, c.organization_id, c.base_language_id, c.attempt,
     c.failures, c.hand_overs, c.inputs, c.wanted_parameters, c.ran_s, c.waited_s, c.created_at, c.requested_at,
     c.traceparent, c.cancel_requested_at is not null as cancel_requested
 from (select) as one left join claimed c on true
 
 -- name: claims_of
 -- The runs that a claim with these transition ids took, when its answer was lost on the wire.
-select 0 as picked, r.id, r.custom_model_id, r.organization_id, r.base_language_id, r.attempt,
+select false as more, r.id, r.custom_model_id, r.organization_id, r.base_language_id, r.attempt,
     r.failures, r.hand_overs, r.inputs, r.wanted_parameters, r.ran_s, r.waited_s, r.created_at, r.requested_at,
     r.traceparent, r.cancel_requested_at is not null as cancel_requested
 from run_transitions t

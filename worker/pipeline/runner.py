@@ -84,7 +84,7 @@ class Runner:
                 await self._settle(attempt, outcome)
             finally:
                 self._heartbeat.release(attempt)
-                if not attempt.taken_over:
+                if not attempt.taken_over and attempt.folder.exists():  # one look is cheaper than a thread
                     await asyncio.to_thread(shutil.rmtree, attempt.folder, ignore_errors=True)
 
     def _begin(self, run: ClaimedRun, claimed_at: float) -> Attempt:
@@ -193,7 +193,7 @@ class Runner:
         """The run's own log stays with its artifacts; losing it loses no run."""
         address = f"runs/{attempt.run.id}/{attempt.run.attempt}/log.txt"
         try:
-            if await asyncio.to_thread(attempt.log.is_file):
+            if attempt.log.is_file():  # as above
                 await self._parts.storage.put_file(attempt.log, address)
                 await self._parts.runs.record_log(attempt.fence, address)
         except Exception as error:  # noqa: BLE001 - whatever it is, the outcome matters more

@@ -19,6 +19,7 @@ class Batch(Generic[T, R]):
         key: items with the same key never share a statement.
         most: items in one statement at most.
         lanes: statements under way at once.
+        gather_s: seconds that the first caller waits for company.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class Batch(Generic[T, R]):
         *,
         most: int = 256,
         lanes: int = 2,
+        gather_s: float = 0.0,
     ) -> None:
         self._run = run
         self._key = key
         self._most = most
         self._lanes = lanes
+        self._gather_s = gather_s
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -49,7 +52,7 @@ class Batch(Generic[T, R]):
 
     def _start(self) -> None:
         while self._waiting and len(self._under_way) < self._lanes:
-            lane = asyncio.ensure_future(self._one(self._take()))
+            lane = asyncio.ensure_future(self._gathered() if self._gather_s else self._one(self._take()))
             self._under_way.add(lane)
             lane.add_done_callback(self._ended)
 
@@ -69,6 +72,11 @@ class Batch(Generic[T, R]):
                 left.append((item, answer))
         self._waiting = left
         return taken
+
+    async def _gathered(self) -> None:
+        await asyncio.sleep(self._gather_s)
+        if self._waiting:
+            await self._one(self._take())
 
     async def _one(self, taken: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:
