@@ -135,7 +135,11 @@ async def _proof_that_the_node_enforces_it(amqp_url: str) -> None:
         channel = await connection.channel()
         queue = await channel.declare_queue("patience", durable=True, arguments={"x-queue-type": "quorum"})
         held = asyncio.Event()
-        await queue.consume(lambda _: held.set())  # type: ignore[arg-type]
+
+        async def hold(_: object) -> None:
+            held.set()
+
+        await queue.consume(hold)
         await channel.default_exchange.publish(aio_pika.Message(b""), "patience")
         await asyncio.wait_for(held.wait(), 10)
         closed = asyncio.Event()

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import aio_pika
 
+from deploy.local.program import LocalServiceError
 from tests.acceptance.world import request_message
 from tests.chaos.field import LEASE_S, Asked, Field
 from worker.domain.run import Fence
@@ -168,7 +169,12 @@ async def kill_broker(field: Field, chance: random.Random) -> bool:
     await asyncio.to_thread(broker.kill)
 
     async def start() -> None:
-        await asyncio.to_thread(broker.start)
+        while True:
+            try:
+                await asyncio.to_thread(broker.start)
+                break
+            except LocalServiceError:  # a crowded machine: it did not answer within its patience
+                await asyncio.to_thread(broker.kill)
         field.busy["broker"].release()
 
     later(field, chance.choice([0.0, 0.5, 2.0]), start)
