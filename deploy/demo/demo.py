@@ -17,6 +17,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from deploy.demo.show import (
     before_and_after,
     begin,
@@ -56,7 +58,7 @@ def main() -> int:
         say("stopped by hand")
         return 130
     except (MissingPieceError, LocalServiceError) as error:
-        say(f"the demo cannot go on: {error}")
+        say(f"the demo cannot go on: {escape(str(error))}")
         return 1
     else:
         return 0 if status == 4 else 1  # noqa: PLR2004 - SUCCESS
