@@ -139,14 +139,10 @@ def _body(endpoint: Endpoint) -> dict[str, Any] | None:
 
 _GIVES: Final = {
     ("POST", "/custom_models"): ("id", "/id"),
-    ("GET", "/speech-to-text/models"): ("id", "/result/0/id"),
-    ("GET", "/custom_models/{id}/data"): ("data_id", "/result/0/id"),
     ("POST", "/custom_models/{id}/uploads"): ("upload_id", "/id"),
-    ("GET", "/custom_models/{id}/runs"): ("run_id", "/result/0/id"),
-    ("GET", "/custom_models/{id}/versions"): ("number", "/result/0/number"),
     ("POST", "/webhooks"): ("webhook_id", "/id"),
 }
-"""Endpoints whose answer names something that others ask for: path parameter, and where it stands."""
+"""Endpoints that make something others ask for: path parameter, and where it stands. A list may be empty."""
 
 
 def _links(endpoint: Endpoint) -> dict[str, Any]:
