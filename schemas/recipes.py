@@ -23,7 +23,7 @@ class WhisperParameters(BaseModel):
     """Passes over the training split."""
     batch_size: int = Field(default=16, ge=1, le=512)
     """Utterances a step; batches hold utterances of similar length."""
-    learning_rate: float = Field(default=1e-4, gt=0, le=1e-1)
+    learning_rate: float = Field(default=1.5e-4, gt=0, le=1e-1)
     """Peak of AdamW's rate: linear warm-up, then a cosine down to a tenth of it."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps in which the rate rises."""
@@ -34,13 +34,13 @@ class WhisperParameters(BaseModel):
     """Of the decoder, while training."""
     distillation: float = Field(default=0.0, ge=0, le=100)
     """Weight of staying close to the base on the customer's own speech, where the base was right."""
-    replay: float = Field(default=3.0, ge=0, le=100)
+    replay: float = Field(default=10.0, ge=0, le=100)
     """Weight of staying close to the base on the operator's general set, where there is one."""
     padding_s: float = Field(default=8.0, ge=0, le=30)
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
     interpolation: float = Field(default=1.0, gt=0, le=1)
     """How far the published weights go from the base (0) towards the trained ones (1)."""
-    speeds: tuple[Speed, ...] = Field(default=(1.0,), min_length=1, max_length=9)
+    speeds: tuple[Speed, ...] = Field(default=(0.9, 1.0, 1.1), min_length=1, max_length=9)
     """Each training step hears its utterances at one of these speeds: other speeds are other voices."""
     replay_speeds: tuple[Speed, ...] = Field(default=(0.85, 0.93, 1.0, 1.08, 1.18), min_length=1, max_length=9)
     """The same for the operator's general set."""

@@ -20,7 +20,14 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # torch and transformers warn of themselves
     pytest.mark.timeout(600),  # a busy machine takes minutes to load torch and to convert a model
 ]
-SHORT = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "padding_s": 1.0, "precision": "float32"}
+SHORT = {
+    "speeds": (1.0,),
+    "epochs": 2,
+    "learning_rate": 5e-3,
+    "batch_size": 8,
+    "padding_s": 1.0,
+    "precision": "float32",
+}
 
 
 def train(folder, base, dataset, stop=None, **more):
