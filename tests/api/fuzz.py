@@ -1,6 +1,6 @@
 """Schemathesis over the exported OpenAPI against a served API, all checks on.
 
-    pip install schemathesis && python -m tests.api.fuzz [--examples 110] [--workers 6] [--max-time 600]
+    pip install schemathesis && python -m tests.api.fuzz [--examples 110] [--max-time 600]
 
 Starts its own server (TEST_DATABASE_URL names the database server). The stream of changes never ends, so it is left to
 its own test. Prints one last line `RESULT {…}`; exits 1 where a check failed or fewer than 5,000 requests were sent.
@@ -40,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--examples", type=int, default=110, help="for each operation and phase")
     parser.add_argument("--phases", default="examples,coverage,fuzzing,stateful")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="Hypothesis is not safe in threads on Python 3.11")
     parser.add_argument("--max-time", type=int, help="seconds; fuzzing goes on until they are spent")
     options = parser.parse_args()
     program = os.environ.get("SCHEMATHESIS") or shutil.which("schemathesis")
