@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,11 +21,10 @@ STEPS = ["prepare", "train", "evaluate", "export"]
 
 
 def kept(world: World, run: uuid.UUID) -> list[str]:
-    """What lies in storage of a run, its log apart."""
+    """What lies in storage of a run, its log apart. Walked while files may be vanishing."""
     folder = world.folder / "storage" / "runs" / str(run)
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "log.txt"
-    )
+    found = [Path(place, name) for place, _, names in os.walk(folder) for name in names if name != "log.txt"]
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 @pytest.mark.parametrize("step", STEPS)
