@@ -6,15 +6,16 @@
 #   bash tests/bench.sh loading [--rounds 3]                        hours of audio a minute against three libraries
 #   bash tests/bench.sh orchestration [--rounds 5] [--runs 3000]   ours against five queue libraries
 #   bash tests/bench.sh scale [--sizes 1000,100000,1000000]      claim, heartbeat, list and sweep as tables grow
+#   bash tests/bench.sh polling [--rounds 3]                        304 polls and list pages beside a plain endpoint
 #   bash tests/bench.sh memory                                      resident memory after 2,000 and 20,000 runs
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 what=${1:-}
 case "$what" in
-training | loading | orchestration | scale | memory) shift ;;
+training | loading | polling | orchestration | scale | memory) shift ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
     ;;
 esac

@@ -404,12 +404,3 @@ join custom_models m on m.id = r.custom_model_id
 where ($1::smallint[] is null or r.status = any ($1)) and ($2::bigint is null or r.custom_model_id = $2)
 order by r.created_at desc, r.id
 limit $3
-
--- name: run_counts
--- What runs and waits, for the gauges: counted on the small side of partial indexes.
-select
-    (select coalesce(sum(running), 0)::bigint from organizations where running > 0) as running,
-    (select coalesce(sum(waiting), 0)::bigint from organizations where waiting > 0) as waiting,
-    (select count(*) from organizations where waiting > 0) as organizations_waiting,
-    (select coalesce(extract(epoch from db_now() - min(r.due_at)), 0)::double precision from training_runs r
-        where r.status = 2 and r.due_at <= db_now()) as oldest_waiting_s

@@ -14,7 +14,7 @@ NAMES = ("AMQP", "MANAGEMENT", "DATABASE")
 
 
 def main() -> None:
-    """`orchestration`, `scale` or `memory`, with the benchmark's own arguments behind it."""
+    """`polling`, `orchestration`, `scale` or `memory`, with the benchmark's own arguments behind it."""
     chosen = importlib.import_module(f"tests.bench.{sys.argv.pop(1)}")
     if all(os.environ.get(f"TEST_{name}_URL") for name in NAMES):
         chosen.main()

@@ -191,7 +191,6 @@ async def test_hot_statements_never_read_the_whole_table_of_runs(stage: Stage) -
         "renew_leases": ("w1", [uuid4()], [1], 60.0),
         "orphans": (100,),
         "overdue_waiting": (100,),
-        "run_counts": (),
         "checkpoints_of_run": (uuid4(),),
     }
     for name, arguments in asked.items():

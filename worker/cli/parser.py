@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker import __version__
-from worker.cli import catalogue, doctor, letters, runs, serve, transcribe
+from worker.cli import catalogue, doctor, keys, letters, runs, serve, transcribe
 from worker.errors import WorkerError
 from worker.log import configure_log
 from worker.settings import Settings, read_settings
@@ -93,6 +93,22 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("run", help="a run's id")
     add("workers", runs.list_workers, "list workers").add_argument("--all", action="store_true")
     add("drain", runs.drain, "ask one worker to hand its runs over and end").add_argument("worker")
+
+    add_key = add("key-add", keys.add_key, "make an API key; it is shown once")
+    add_key.add_argument("name")
+    add_key.add_argument("--organization", type=int, help="not with the role operator")
+    add_key.add_argument("--role", choices=("reader", "member", "owner", "operator"), default="member")
+    add_key.add_argument("--days", type=float, help="valid so long; default: until it is revoked")
+    rotate = add("key-rotate", keys.rotate_key, "put a new API key in an old one's place")
+    rotate.add_argument("id", type=int)
+    rotate.add_argument("--overlap-s", type=float, default=3600, help="the old one stays valid so long")
+    add("key-revoke", keys.revoke_key, "end an API key now").add_argument("id", type=int)
+    add("keys", keys.list_keys, "list API keys").add_argument("--organization", type=int)
+    quota = add("quota", keys.set_quota, "limits of one organization; what is left out follows the settings")
+    quota.add_argument("organization", type=int)
+    quota.add_argument("--models", type=int)
+    quota.add_argument("--hours", type=float, help="of stored audio")
+    quota.add_argument("--waiting", type=int, help="runs")
 
     dead = add("dead-letters", letters.dead_letters, "list, replay or discard messages that could not be taken in")
     dead.add_argument("action", nargs="?", choices=("list", "replay", "discard"), default="list")

@@ -17,12 +17,12 @@ async def api(settings: Settings, _options: argparse.Namespace) -> int:
     """Serve the HTTP API."""
     try:
         from worker.api.app import serve  # noqa: PLC0415 - an extra
-        from worker.api.settings import ApiSettings  # noqa: PLC0415
+        from worker.api.settings import read_api_settings  # noqa: PLC0415
     except ImportError as error:
         return complain(f"{error}: install the extra, pip install 'speech-training-worker[api]'")
     storage = storage_of(settings)
     try:
-        await serve(ApiSettings(), storage)
+        await serve(read_api_settings(), storage)
     finally:
         await storage.aclose()
     return 0

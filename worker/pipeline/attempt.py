@@ -146,7 +146,9 @@ class Attempt:
         if steps_done is not None:
             self._curve.append((steps_done, name, value))
             if len(self._curve) > _CURVE_POINTS:
-                self._curve = self._curve[::2]
+                # every second point of each curve: interleaved ones would lose one of them whole
+                of_each = [[point for point in self._curve if point[1] == each][::2] for each in self._figures]
+                self._curve = sorted(point for points in of_each for point in points)
         self.sign_of_progress()
 
     def unwritten_progress(self) -> Progress | None:

@@ -340,12 +340,6 @@ class RunStore:
         """Runs for an operator's eyes, the newest first."""
         return await self._database.fetch(_Q["list_runs"], statuses, model_id, most)
 
-    async def counts(self) -> Record:
-        """What runs and waits: running, waiting, organizations_waiting, oldest_waiting_s."""
-        row = await self._database.fetch_row(_Q["run_counts"])
-        assert row is not None
-        return row
-
 
 def _claimed(row: Record) -> ClaimedRun:
     inputs = row["inputs"]
