@@ -19,6 +19,8 @@ class WhisperParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything drawn at random: the same data, settings and seed give the same model again."""
     epochs: int = Field(default=8, ge=1, le=100)
     """Passes over the training split."""
     batch_size: int = Field(default=16, ge=1, le=512)

@@ -82,7 +82,7 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         recipe=base.recipe,
         recipe_version=recipes()[base.recipe].version,
         parameters=parameters,
-        seed=run.id.int % 2**31 if "seed" not in parameters else parameters["seed"],
+        seed=int(parameters.get("seed", 0)),  # not of the run's id: the same data again gives the same model again
         general_set=base.general_set,
         load_verdicts=f"{prefix}/verdicts.jsonl",
     )
