@@ -115,6 +115,35 @@ async def test_a_channel_that_dies_under_a_delivery_brings_it_again_and_register
     assert await line.depth() == 0
 
 
+async def test_dead_letters_that_nobody_confirms_hold_back_no_request(shop, line, intake, monkeypatch):
+    shop.models += await shop.new_models(20)
+    requests = [shop.request(model=model) for model in shop.models]
+
+    async def silence(publisher, messages):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(consumer.Publisher, "publish", silence)
+    async with running(intake):
+        await until(lambda: intake.consuming)
+        await line.publish(b"garbage")
+        for request in requests:
+            await line.ask(request)
+            await line.publish(b"garbage")
+        await until(lambda: _rows(shop, len(requests)), "the rows")
+    # The requests are acknowledged; what could not be buried is in the queue again.
+    await until(lambda: _depth(line, len(requests) + 1), "the garbage back in the queue")
+    monkeypatch.undo()
+    async with running(intake):
+        await until(lambda: sample(intake._metrics, "training_messages_total", verdict="not_json") == len(requests) + 1)
+        await until(lambda: _depth(line, 0))
+    assert await line.depth("training.runs.dead") == len(requests) + 1
+    assert await shop.count() == len(requests)
+
+
+async def _depth(line: Line, wanted: int) -> bool:
+    return await line.depth() == wanted
+
+
 async def test_a_lost_answer_of_the_commit_ends_as_a_duplicate(shop, line, intake, monkeypatch):
     request = shop.request()
     register = shop.runs._register
@@ -251,13 +280,11 @@ async def _empty(line: Line) -> bool:
 
 @pytest.mark.timeout(180)
 async def test_a_frozen_broker_is_noticed_and_intake_goes_on_when_it_thaws(
-    private_services, shop, metrics, monkeypatch
+    private_services, own_line, shop, metrics, monkeypatch
 ):
     monkeypatch.setattr("worker.broker.HEARTBEAT_S", 1)
     monkeypatch.setattr("worker.broker.CONNECT_S", 2)
     broker = private_services.rabbitmq
-    if not broker.node.running:
-        await asyncio.to_thread(broker.start)
     intake = Intake(broker.amqp_url(), shop.runs, lambda: None, metrics)
     request = shop.request()
     async with running(intake):

@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any, Final, assert_never
@@ -28,6 +28,8 @@ BATCH: Final = 100
 """Half of the prefetch: while one batch is being committed the next is on its way."""
 LOOKS: Final = 5
 """How often a request is tried again whose obstacle vanished between two looks."""
+
+_Refused = asyncio.Queue[tuple[DeliveredMessage, Dead]]
 
 _log = structlog.get_logger(__name__)
 
@@ -95,9 +97,9 @@ class Intake:
         while not self._stop.is_set():
             unregistered: list[Request] = []
             try:
-                async with feeding(connection, self._prefetch) as feed:
+                async with feeding(connection, self._prefetch) as feed, self._burying(feed, dead) as refused:
                     self._now(consuming=True)
-                    await self._until_stop(self._consume(feed, dead, unregistered))
+                    await self._until_stop(self._consume(feed, refused, unregistered))
             except (DatabaseAway, DatabaseRefused) as error:
                 # The block is left: consumer cancelled, everything in flight back in the queue.
                 _log.warning("intake_waits_for_database", error=str(error), returned=len(unregistered))
@@ -105,6 +107,18 @@ class Intake:
                 await self._until_stop(self._database_back(connection, unregistered))
             finally:
                 self._now(consuming=False)
+
+    @asynccontextmanager
+    async def _burying(self, feed: Feed, dead: Publisher) -> AsyncIterator[_Refused]:
+        refused: _Refused = asyncio.Queue()
+        burying = asyncio.ensure_future(self._bury(feed, dead, refused))
+        burying.add_done_callback(lambda _: feed.lose("nobody buries dead letters any more"))
+        try:
+            yield refused
+        finally:
+            burying.cancel()
+            with suppress(asyncio.CancelledError):
+                await burying
 
     def _now(self, *, consuming: bool) -> None:
         if consuming != self.consuming:
@@ -125,7 +139,7 @@ class Intake:
                 task.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
 
-    async def _consume(self, feed: Feed, dead: Publisher, unregistered: list[Request]) -> None:
+    async def _consume(self, feed: Feed, refused: _Refused, unregistered: list[Request]) -> None:
         while True:
             batch = await feed.take(BATCH)
             began = datetime.now(UTC)
@@ -134,18 +148,19 @@ class Intake:
             settled = await self._registered(unregistered)
             if unregistered:
                 self._on_registered()  # committed: the dispatcher need not wait for the broker's part
-            refused: list[tuple[DeliveredMessage, Dead]] = []
+            safe: list[DeliveredMessage] = []
             left = iter(settled)
             for message, verdict in zip(batch, verdicts, strict=True):
                 final = verdict if isinstance(verdict, Dead) else next(left)
                 if isinstance(final, Dead):
-                    refused.append((message, final))
-            await self._bury(dead, refused)
-            await feed.ack(batch)
+                    refused.put_nowait((message, final))
+                else:
+                    safe.append(message)
+            await feed.ack(safe)
             for request in unregistered:
                 trace = trace_of(request.run_id, request.traceparent)
                 self._tracing.record("take in", began, trace, run=str(request.run_id))
-            self._count(settled, refused)
+            self._count(settled)
 
     async def _registered(self, requests: Sequence[Request]) -> list[Accepted | Duplicate | Dead]:
         """What became of each request, all of them committed or known not to be needed.
@@ -212,22 +227,31 @@ class Intake:
             raise refusal
         return created
 
-    async def _bury(self, dead: Publisher, refused: list[tuple[DeliveredMessage, Dead]]) -> None:
-        if not refused:
-            return
+    async def _bury(self, feed: Feed, dead: Publisher, refused: _Refused) -> None:
+        """Publish what was refused as dead letters, and ack each that the broker has confirmed.
+
+        Beside the intake of requests, never before it: a queue of dead letters that takes nothing holds back at most
+        as many good requests as the prefetch has room for.
+        """
+        while True:
+            taken = [await refused.get()]
+            while not refused.empty():
+                taken.append(refused.get_nowait())
+            try:
+                await self._buried(feed, dead, taken)
+            except BrokerAway as error:
+                # None of them is acked: they come again, on a new connection that has declared the queue.
+                feed.lose(str(error))
+                return
+
+    async def _buried(self, feed: Feed, dead: Publisher, taken: Sequence[tuple[DeliveredMessage, Dead]]) -> None:
         now = datetime.now(UTC)
-        answers = await dead.publish([dead_letter(message, verdict, now) for message, verdict in refused])
+        answers = await dead.publish([dead_letter(message, verdict, now) for message, verdict in taken])
         failures = [answer for answer in answers if answer is not None]
         if failures:
-            # Nothing is acked: all of it comes again, on a new connection that has declared the queue.
             raise BrokerAway(f"{len(failures)} dead letters were not confirmed: {failures[0]}")
-
-    def _count(
-        self, settled: Sequence[Accepted | Duplicate | Dead], refused: Sequence[tuple[DeliveredMessage, Dead]]
-    ) -> None:
-        self._metrics.messages.labels("accepted").inc(sum(isinstance(verdict, Accepted) for verdict in settled))
-        self._metrics.messages.labels("duplicate").inc(sum(isinstance(verdict, Duplicate) for verdict in settled))
-        for message, verdict in refused:
+        await feed.ack([message for message, _ in taken])
+        for message, verdict in taken:
             self._metrics.messages.labels(verdict.reason.value).inc()
             _log.warning(
                 "dead_letter",
@@ -235,6 +259,10 @@ class Intake:
                 detail=verdict.detail,
                 message_id=message.header.properties.message_id,
             )
+
+    def _count(self, settled: Sequence[Accepted | Duplicate | Dead]) -> None:
+        self._metrics.messages.labels("accepted").inc(sum(isinstance(verdict, Accepted) for verdict in settled))
+        self._metrics.messages.labels("duplicate").inc(sum(isinstance(verdict, Duplicate) for verdict in settled))
 
     async def _database_back(self, connection: AbstractConnection, unregistered: Sequence[Request]) -> None:
         """Wait until the database takes what it did not take before: that is the proof that it is well.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aio_pika.abc import AbstractConnection
@@ -19,6 +19,8 @@ class Feed:
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
         self._arrived: deque[DeliveredMessage] = deque()
+        self._held: set[int] = set()
+        """Delivery tags that were taken and are not acknowledged."""
         self._news = asyncio.Event()
         self._lost: str | None = None
 
@@ -33,18 +35,26 @@ class Feed:
             await self._news.wait()
         if self._lost is not None:
             raise BrokerAway(self._lost)
-        return [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
+        batch = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
+        self._held.update(map(_tag, batch))
+        return batch
 
-    async def ack(self, batch: list[DeliveredMessage]) -> None:
-        """Acknowledge a batch with one frame: batches are taken in order, and each is settled before the next.
+    async def ack(self, settled: Sequence[DeliveredMessage]) -> None:
+        """Acknowledge what was taken and is safe: with one frame where nothing older is still held.
 
         Raises:
             BrokerAway: the channel is gone, and the tags with it; the messages will come again, which is harmless.
         """
         if self._lost is not None:
             raise BrokerAway(self._lost)
+        if not settled:
+            return
+        tags = sorted(map(_tag, settled))
+        self._held.difference_update(tags)
+        at_once = all(held > tags[-1] for held in self._held)
         async with translated():
-            await self._channel.basic_ack(batch[-1].delivery_tag or 0, multiple=True, wait=False)
+            for tag in tags[-1:] if at_once else tags:
+                await self._channel.basic_ack(tag, multiple=at_once, wait=False)
 
     async def arrived(self, message: DeliveredMessage) -> None:
         """One more delivery."""
@@ -55,6 +65,10 @@ class Feed:
         """Nothing more will arrive."""
         self._lost = self._lost or why
         self._news.set()
+
+
+def _tag(message: DeliveredMessage) -> int:
+    return message.delivery_tag or 0
 
 
 @asynccontextmanager
