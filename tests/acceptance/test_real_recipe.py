@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
+import uuid
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.acceptance.world import until
 from worker.storage import open_storage
 
 if TYPE_CHECKING:
@@ -179,3 +182,50 @@ async def test_a_run_on_data_that_is_all_broken_fails_with_the_counts_by_reason(
     assert counts["unreadable_audio"] == 3
     assert counts["silent"] == 1
     assert "3" in row["failure_reason"]
+
+
+async def test_a_training_that_sigterm_interrupted_ends_with_the_very_weights_of_an_undisturbed_one(
+    world: World, tmp_path: Path
+):
+    model = make_model(world)
+    rows = [*manifest_of("train.jsonl")[:GOOD], *manifest_of("test_unseen_voices.jsonl")[:TEST]]
+    (tmp_path / "upload").mkdir()
+    for row in rows:
+        shutil.copy(CLINIC / row["audio_filepath"], tmp_path / "upload" / row["audio_filepath"])
+    (tmp_path / "upload" / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command(world, "import", str(tmp_path / "upload"), "--model", model)
+    settings = ("--set", "epochs=4", "--set", "batch_size=2", "--set", "speeds=[1.0]")
+
+    worker = await world.started()
+    undisturbed = uuid.UUID(command(world, "request-run", model, *settings)["run_id"])
+    assert (await world.over(undisturbed, RUN_S))["status"] == 4, worker.tail()
+
+    interrupted = uuid.UUID(command(world, "request-run", model, *settings)["run_id"])
+
+    async def under_way() -> bool:
+        row = await world.row(interrupted)
+        return row is not None and row["phase"] == "train" and row["percent"] >= 20
+
+    await until(under_way, "a training under way", RUN_S)
+    worker.terminate()
+    assert await worker.exit_code(RUN_S) == 0, worker.tail()
+    row = await world.row(interrupted)
+    assert row is not None
+    assert (row["status"], row["hand_overs"], row["failures"]) == (2, 1, 0), worker.tail()
+    worker = await world.started()
+    row = await world.over(interrupted, RUN_S)
+    assert (row["status"], row["attempt"]) == (4, 2), (row["failure_reason"], worker.tail())
+
+    assert trained(world, interrupted, 2)["resumed_from_step"] > 0
+    assert weights(world, interrupted, 2) == weights(world, undisturbed, 1)
+
+
+def trained(world: World, run: uuid.UUID, attempt: int) -> dict[str, Any]:
+    [found] = (world.folder / "storage/runs" / str(run) / str(attempt)).rglob("train.json")
+    return json.loads(found.read_text())
+
+
+def weights(world: World, run: uuid.UUID, attempt: int) -> str:
+    """SHA-256 of the weights that a run's attempt exported."""
+    file = world.folder / "storage/runs" / str(run) / str(attempt) / "export/model/model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
