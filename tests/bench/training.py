@@ -1,16 +1,20 @@
 """How long until our weights are as good as the public recipe's after one epoch: same data, base and evaluation.
 
-    bash tests/bench.sh training [--seeds 1,2,3] [--limit 0]
+    bash tests/bench.sh training [--seeds 1,2,3] [--limit 0] [--folder FOLDER]
 
 Both clocks start with the process that trains and stop with the weights: imports, loading, features and caches
 count, decoding for the measurement does not. Ours leaves a checkpoint every few seconds; the first one whose WER on
-the test split is at or below the reference's counts. Twice: the reference as published (1e-5), and with our learning
-rate. Everything is cold but the base weights. Ends in `RESULT {…}`. On 2 cores: about 10 minutes a reference.
+the test split is at or below the reference's counts. Against two references, each trained once: as published (1e-5),
+and with our learning rate. Ours trains with every seed. Everything is cold but the base weights.
+
+Parts: two references (about 10 minutes each on 2 cores), then each seed (about 5). `RESULT {…}` follows each part;
+what lies in FOLDER from an earlier call is not measured again, so a run that was cut short goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +34,9 @@ from deploy.local.cache import cache_root
 from schemas.recipes import WHISPER, WhisperParameters, validated
 from tests.unit.trainer.tiny import RUN, manifest, row
 from worker.trainer.base_weights import OFFLINE_ID, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 CLINIC = ROOT / "deploy/demo/data/clinic"
@@ -76,17 +83,18 @@ def wer(folder: Path, base: Path, data: Path, output: Path) -> float:
     return float(events[-1][1]["figures"]["wer_custom"])
 
 
-def reference(data: Path, base: Path, output: Path, rate: float, seed: int, limit: int) -> float:
-    """Train by the public recipe; wall seconds."""
+def reference(data: Path, base: Path, output: Path, rate: float, limit: int) -> dict[str, float]:
+    """Train by the public recipe: wall seconds, and the word error rate after its epoch."""
     command = [sys.executable, "-m", "tests.bench.reference_recipe", str(data), str(base), str(output), str(rate)]
     packages = os.pathsep.join([str(ROOT), str(reference_packages())])
     environment = os.environ | {"PYTHONPATH": packages, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*command, str(seed), "16", str(limit)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, "1", "16", str(limit)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"the reference recipe failed:\n{done.stderr[-2000:]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    seconds = float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    return {"seconds": seconds, "wer": wer(output, base, data, output.parent / f"{output.name}-evaluate")}
 
 
 def reference_packages() -> Path:
@@ -125,9 +133,8 @@ def seconds_to(target: float, reached: list[tuple[float, Path]], base: Path, dat
     return None
 
 
-def one_seed(seed: int, base: Path, scratch: Path, limit: int) -> dict[str, Any]:
-    """Both recipes on the same data with one seed."""
-    scratch.mkdir()
+def prepared(base: Path, folder: Path) -> tuple[float, Path]:
+    """The dataset that both train on, and the seconds it took to make: they count for both."""
     rows = []
     for name in MANIFESTS:
         for line in (CLINIC / name).read_text(encoding="utf-8").splitlines():
@@ -136,39 +143,73 @@ def one_seed(seed: int, base: Path, scratch: Path, limit: int) -> dict[str, Any]
             rows.append(
                 row(len(rows), audio, told["text"], speaker=told["speaker"], split=told["split"], source="jsonl")
             )
-    listed = manifest(scratch / "manifest.jsonl", rows)
-    loading_s, _ = step("prepare", scratch / "prepare", {"manifest": listed}, seed)
-    data = scratch / "prepare" / "dataset"
-    inputs = {"base": base, "dataset": data}
-    trained_s, events = step("train", scratch / "train", inputs, seed, checkpoint_every_s=CHECKPOINT_EVERY_S)
-    reached = [
-        (loading_s + s, scratch / "kept" / Path(e["path"]).name) for s, e in events if e["event"] == "checkpoint"
-    ]
-    found: dict[str, Any] = {"ours_whole_s": round(loading_s + trained_s, 1), "load": os.getloadavg()[0]}
-    for name, rate in (("reference", PUBLISHED_RATE), ("tuned_reference", WhisperParameters().learning_rate)):
-        seconds = loading_s + reference(data, base, scratch / name, rate, seed, limit)
-        target = wer(scratch / name, base, data, scratch / f"{name}-evaluate")
-        print(f"  seed {seed}: {name} WER {target:.3f} after {seconds:.0f} s", flush=True)
-        ours = seconds_to(target, reached, base, data, scratch)
-        found[name] = {"wer": target, "seconds": round(seconds, 1), "ours_s": ours and round(ours, 1)}
-        found[f"speedup_to_{name}_wer"] = ours and round(seconds / ours, 2)
+    listed = manifest(folder / "manifest.jsonl", rows)
+    seconds, _ = step("prepare", folder / "prepare", {"base": base, "manifest": listed}, 1)
+    return seconds, folder / "prepare" / "dataset"
+
+
+def ours(seed: int, base: Path, data: Path, folder: Path, targets: dict[str, float]) -> dict[str, Any]:
+    """Train with a seed: the whole training's seconds, and those until each target is reached."""
+    trained_s, events = step(
+        "train", folder / "train", {"base": base, "dataset": data}, seed,
+        seed=seed, checkpoint_every_s=CHECKPOINT_EVERY_S,
+    )  # fmt: skip
+    reached = [(s, folder / "kept" / Path(e["path"]).name) for s, e in events if e["event"] == "checkpoint"]
+    found: dict[str, Any] = {"whole_s": round(trained_s, 1), "load": os.getloadavg()[0]}
+    for name, target in sorted(targets.items(), key=lambda known: -known[1]):
+        found[name] = seconds_to(target, reached, base, data, folder)
     return found
+
+
+def kept(place: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A part's figures: from an earlier call, or measured now."""
+    if not place.exists():
+        shutil.rmtree(place.with_suffix(""), ignore_errors=True)  # half of a part that was cut short
+        place.with_suffix("").mkdir(parents=True)
+        figures = measure()
+        place.write_text(json.dumps(figures), encoding="utf-8")
+    known: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return known
+
+
+def result(prepare_s: float, references: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
+    """Ratios of wall seconds, medians over the seeds measured so far; null where some seed never got there."""
+    found: dict[str, Any] = {}
+    for name, known in references.items():
+        ratios = [one[name] and (prepare_s + known["seconds"]) / (prepare_s + one[name]) for one in seeds.values()]
+        reached = ratios and all(ratios)
+        found[f"speedup_to_{name}_wer"] = round(statistics.median(ratios), 2) if reached else None
+    return {**found, "prepare_s": round(prepare_s, 1), "references": references, "seeds": seeds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.sh training", description=__doc__)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--limit", type=int, default=0, help="utterances of the reference's epoch; 0: all")
+    parser.add_argument("--limit", type=int, default=0, help="utterances of the references' epoch; 0: all")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "speech-training-bench")
     options = parser.parse_args()
     base = fetch(OFFLINE_ID, cache_root() / "base-weights" / "whisper-tiny.en")
-    with tempfile.TemporaryDirectory(prefix="training-bench-") as folder:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-        runs = {seed: one_seed(seed, base, Path(folder) / str(seed), options.limit) for seed in seeds}
-    result: dict[str, Any] = {"limited_to": options.limit or None}
-    for name in ("speedup_to_reference_wer", "speedup_to_tuned_reference_wer"):
-        reached = [one[name] for one in runs.values() if one[name]]
-        result[name] = round(statistics.median(reached), 2) if len(reached) == len(runs) else None
-    print(f"RESULT {json.dumps({**result, 'seeds': runs})}")
+    place = options.folder / f"limit-{options.limit}"
+    place.mkdir(parents=True, exist_ok=True)
+
+    def prepare() -> dict[str, Any]:
+        seconds, data = prepared(base, place / "data")
+        return {"seconds": seconds, "folder": str(data)}
+
+    loading = kept(place / "data.json", prepare)
+    data = Path(loading["folder"])
+    references: dict[str, Any] = {}
+    for name, rate in (("reference", PUBLISHED_RATE), ("tuned_reference", WhisperParameters().learning_rate)):
+        measure = functools.partial(reference, data, base, place / f"{name}-{rate}" / "model", rate, options.limit)
+        references[name] = kept(place / f"{name}-{rate}.json", measure)
+        print(f"{name} (rate {rate}): WER {references[name]['wer']:.3f} after {references[name]['seconds']:.0f} s")
+        print(f"RESULT {json.dumps(result(loading['seconds'], references, {}))}", flush=True)
+    targets = {name: known["wer"] for name, known in references.items()}
+    seeds: dict[str, Any] = {}
+    for seed in options.seeds.split(","):
+        folder = place / f"ours-{WHISPER.version}-{seed}"
+        seeds[seed] = kept(folder.with_suffix(".json"), functools.partial(ours, int(seed), base, data, folder, targets))
+        print(f"RESULT {json.dumps(result(loading['seconds'], references, seeds))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ FULL_SCALE: Final = 32_767
 _TRUNCATED: Final = 0.95
 """A file that holds less than this share of the frames that its header promises was cut off."""
 _SLACK_S: Final = 0.25
+_WHOLE_NUMBERS: Final = "PCM"
+"""How libsndfile names kinds of samples that are always numbers; others can be infinite or none at all."""
 
 Samples = npt.NDArray[np.int16]
 _Float = npt.NDArray[np.float32]
@@ -79,23 +81,22 @@ class _Sound:
         start, wanted = round(offset_s * rate), round(duration_s * rate)
         if start >= self._file.frames:
             return np.zeros(0, np.int16)
-        self._file.seek(start)
+        if start != self._file.tell():  # even to where it stands, a seek in Opus decodes again
+            self._file.seek(start)
         promised = min(wanted, self._file.frames - start)
         frames = self._file.read(promised, dtype="float32", always_2d=True)
         if len(frames) < _TRUNCATED * promised - _SLACK_S * rate:
             raise UnreadableAudioError("it breaks off before its end")
-        return to_samples(frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0], rate)
+        sound = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
+        if not self._file.subtype.startswith(_WHOLE_NUMBERS) and not np.isfinite(sound).all():
+            raise UnreadableAudioError("it holds samples that are no numbers")
+        return to_samples(sound, rate)
 
 
 def to_samples(sound: _Float, rate: int) -> Samples:
-    """Resample mono float sound (full scale 1.0) to 16 kHz int16.
-
-    Raises:
-        UnreadableAudioError: it holds values that are no numbers.
-    """
-    if not np.isfinite(sound).all():
-        raise UnreadableAudioError("it holds samples that are no numbers")
+    """Resample finite mono float sound (full scale 1.0) to 16 kHz int16."""
     if rate != SAMPLE_RATE:
         sound = soxr.resample(sound, rate, SAMPLE_RATE, quality="HQ")
-    scaled = np.rint(np.multiply(sound, FULL_SCALE, dtype=np.float32))
-    return np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE).astype(np.int16)
+    scaled = np.multiply(sound, FULL_SCALE, dtype=np.float32)
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE, out=scaled).astype(np.int16)

@@ -62,7 +62,8 @@ def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
     partial = run.output / f".{DATASET}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    total = sum(1 for _ in rows(manifest))
+    with manifest.open("rb") as lines:
+        total = sum(1 for line in lines if line.strip())
     writer = _Writer(Sides(rows(manifest)))
     with (
         (partial / "audio.i16").open("wb") as audio,
@@ -111,7 +112,7 @@ class _Writer:
                 duration_s=row.duration_s,
             )
         split, seconds = self._sides.split(row), len(samples) / SAMPLE_RATE
-        audio.write(samples.astype("<i2", copy=False).tobytes())
+        audio.write(samples.astype("<i2", copy=False).data)
         entry = {
             "row": row.row,
             "start_sample": self.start,
