@@ -122,6 +122,12 @@ class Stage:
                     where r.custom_model_id = m.id order by t.at desc, t.from_status is null limit 1)
                 and (select count(*) from training_runs r where r.custom_model_id = m.id) < 2
             union all
+            select 'order', coalesce(m.id, o.custom_model_id)
+                from (select id, last_modified, training_status from custom_models where deleted_at is null) m
+                full join model_order o on o.custom_model_id = m.id
+                where m.id is null or o.custom_model_id is null
+                    or (o.last_modified, o.training_status) is distinct from (m.last_modified, m.training_status)
+            union all
             select 'history', r.custom_model_id from training_runs r where r.status is distinct from
                 (select to_status from run_transitions t where t.run_id = r.id order by sequence desc limit 1)
             union all

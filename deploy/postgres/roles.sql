@@ -35,6 +35,7 @@ grant select on schema_migrations to training_worker, training_api, training_rea
 -- nothing but outbox rows that were told and keys of content that is gone.
 grant select, update on organizations, base_languages, custom_models, training_data, organization_counts to training_worker;
 grant insert on organization_counts to training_worker;
+grant select, update on model_order to training_worker;
 grant select, insert, update on training_runs, workers, step_outputs to training_worker;
 grant select, insert on run_transitions, model_versions to training_worker;
 grant select, insert, delete on run_checkpoints to training_worker;
@@ -48,7 +49,7 @@ grant select (webhook_id, event_id), insert (webhook_id, event_id, kind, body) o
 -- guarded by the statements it has, since a lease is a column of the row it must be able to cancel.
 grant select, update on organizations, base_languages to training_api;
 grant select, insert, update on custom_models, training_runs, organization_counts, api_keys to training_api;
-grant select, insert, update, delete on training_data, manifest_names, uploads, removals, idempotency_keys, webhooks,
+grant select, insert, update, delete on model_order, training_data, manifest_names, uploads, removals, idempotency_keys, webhooks,
     webhook_deliveries to training_api;
 grant select, insert on run_transitions, outbox, audit_log to training_api;
 grant select on model_versions, run_checkpoints, quotas, workers to training_api;

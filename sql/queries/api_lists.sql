@@ -145,19 +145,25 @@ left join lateral (
     select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
     from custom_models
     where id = any (array(
-        select id from custom_models where organization_id = $1 and deleted_at is null
-        order by last_modified, id offset $2 limit $3))
+        select custom_model_id from model_order where organization_id = $1
+        order by last_modified, custom_model_id offset $2 limit $3))
 ) m on true
 where c.organization_id = $1
 order by m.last_modified, m.id
 
 -- name: found_by_last_modified_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where organization_id = $1 and deleted_at is null and search like $4
-order by last_modified, id offset $2 limit $3
+select m.*
+from model_order o
+cross join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status,
+        data_items, published_version_id
+    from custom_models
+    where id = o.custom_model_id and search like $4
+    offset 0
+) m
+where o.organization_id = $1
+order by o.last_modified, o.custom_model_id offset $2 limit $3
 
 -- name: by_last_modified_desc
 -- A page of an organization's models by last_modified, descending: a walk along one index to the page, then its rows;
@@ -168,19 +174,25 @@ left join lateral (
     select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
     from custom_models
     where id = any (array(
-        select id from custom_models where organization_id = $1 and deleted_at is null
-        order by last_modified desc, id offset $2 limit $3))
+        select custom_model_id from model_order where organization_id = $1
+        order by last_modified desc, custom_model_id offset $2 limit $3))
 ) m on true
 where c.organization_id = $1
 order by m.last_modified desc, m.id
 
 -- name: found_by_last_modified_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where organization_id = $1 and deleted_at is null and search like $4
-order by last_modified desc, id offset $2 limit $3
+select m.*
+from model_order o
+cross join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status,
+        data_items, published_version_id
+    from custom_models
+    where id = o.custom_model_id and search like $4
+    offset 0
+) m
+where o.organization_id = $1
+order by o.last_modified desc, o.custom_model_id offset $2 limit $3
 
 -- name: by_base_language_key_asc
 -- A page of an organization's models by base_language_key, ascending: a walk along one index to the page, then its rows;
@@ -237,19 +249,25 @@ left join lateral (
     select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
     from custom_models
     where id = any (array(
-        select id from custom_models where organization_id = $1 and deleted_at is null
-        order by training_status nulls last, id offset $2 limit $3))
+        select custom_model_id from model_order where organization_id = $1
+        order by training_status nulls last, custom_model_id offset $2 limit $3))
 ) m on true
 where c.organization_id = $1
 order by m.training_status nulls last, m.id
 
 -- name: found_by_training_status_asc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where organization_id = $1 and deleted_at is null and search like $4
-order by training_status nulls last, id offset $2 limit $3
+select m.*
+from model_order o
+cross join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status,
+        data_items, published_version_id
+    from custom_models
+    where id = o.custom_model_id and search like $4
+    offset 0
+) m
+where o.organization_id = $1
+order by o.training_status nulls last, o.custom_model_id offset $2 limit $3
 
 -- name: by_training_status_desc
 -- A page of an organization's models by training_status, descending: a walk along one index to the page, then its rows;
@@ -260,19 +278,25 @@ left join lateral (
     select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status
     from custom_models
     where id = any (array(
-        select id from custom_models where organization_id = $1 and deleted_at is null
-        order by training_status desc nulls last, id offset $2 limit $3))
+        select custom_model_id from model_order where organization_id = $1
+        order by training_status desc nulls last, custom_model_id offset $2 limit $3))
 ) m on true
 where c.organization_id = $1
 order by m.training_status desc nulls last, m.id
 
 -- name: found_by_training_status_desc
 -- The same, of those whose name or key holds a text; for texts that many have, so that the walk ends soon.
-select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status, data_items,
-    published_version_id
-from custom_models
-where organization_id = $1 and deleted_at is null and search like $4
-order by training_status desc nulls last, id offset $2 limit $3
+select m.*
+from model_order o
+cross join lateral (
+    select id, key, name, last_modified, organization_id, usable_ms, base_language_id, base_language_key, training_status,
+        data_items, published_version_id
+    from custom_models
+    where id = o.custom_model_id and search like $4
+    offset 0
+) m
+where o.organization_id = $1
+order by o.training_status desc nulls last, o.custom_model_id offset $2 limit $3
 
 -- name: these_asc
 -- A page of some models by any field: for searches that few match.
