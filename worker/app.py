@@ -290,8 +290,8 @@ class App:
         await self._dispatcher.wind_down(self._settings.grace_s, self._cut_short)
         await self._launcher.close()
         self._stop_relay.set()
-        relay = next(task for task in services if task.get_name() == "relay")
-        await asyncio.wait({relay}, timeout=5)
+        # These end by themselves: cut off in the middle of closing a channel, the broker would complain of us.
+        await asyncio.wait([task for task in services if task.get_name() in {"relay", "intake"}], timeout=5)
         for task in services:
             task.cancel()
         _, stuck = await asyncio.wait(services, timeout=_SERVICES_END_S)
