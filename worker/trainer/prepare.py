@@ -98,7 +98,7 @@ class _Writer:
         row, samples = segment.row, segment.samples
         refusal = segment.refusal or self._sides.refusal(row)
         if refusal is None and samples is not None:
-            refusal = self._duplicates.check(row, samples)
+            refusal = self._duplicates.check(row, segment.fingerprint)
         if refusal is not None or samples is None:
             assert refusal is not None
             self._rejected[refusal.code] += 1

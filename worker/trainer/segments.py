@@ -14,9 +14,10 @@ from typing import Final
 from schemas.recipes import WhisperParameters
 from schemas.steps import ManifestRow
 from worker.trainer.audio import Recording, Samples, UnreadableAudioError, opened
-from worker.trainer.verdicts import Refusal, after_decoding, before_decoding, too_long_recording
+from worker.trainer.verdicts import Refusal, after_decoding, before_decoding, fingerprint, too_long_recording
 
-_PORTION_ROWS: Final = 32
+_PORTION_ROWS: Final = 8
+"""Few, so that threads end together and little is left to write when they do."""
 _PORTION_S: Final = 600.0
 """Seconds of sound that one thread may hold: 600 s of int16 are 19 MB."""
 _PORTION_MEDIA_S: Final = 2_400.0
@@ -31,6 +32,8 @@ class Segment:
     row: ManifestRow
     samples: Samples | None
     refusal: Refusal | None
+    fingerprint: bytes = b""
+    """Of the samples; made by the thread that decoded them, while they are at hand."""
 
 
 def cores() -> int:
@@ -109,7 +112,7 @@ def _read(row: ManifestRow, recording: Recording, parameters: WhisperParameters)
     except UnreadableAudioError as error:
         return Segment(row, None, Refusal("unreadable_audio", f"The recording cannot be read: {error}."[:500]))
     refusal = too_long_recording(row, len(samples) / 16_000, parameters) or after_decoding(row, samples, parameters)
-    return Segment(row, None if refusal else samples, refusal)
+    return Segment(row, None, refusal) if refusal else Segment(row, samples, None, fingerprint(samples))
 
 
 @contextmanager
