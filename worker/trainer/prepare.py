@@ -31,9 +31,11 @@ def run(run: StepRun) -> None:
         shutil.rmtree(ready, ignore_errors=True)
         summary = _make(run, manifest, key)
     # Nothing usable is a result too: its verdicts tell the customer why, and the worker knows the floor.
+    figures = {name: value for name, value in summary.items() if name != "audio_sha256"}
     run.result(
-        {**summary, "speakers": dict(list(summary["speakers"].items())[:_SPEAKERS_SHOWN])},
+        {**figures, "speakers": dict(list(summary["speakers"].items())[:_SPEAKERS_SHOWN])},
         [VERDICTS, *(f"{DATASET}/{name}" for name in ("audio.i16", "index.jsonl", "summary.json"))],
+        {f"{DATASET}/audio.i16": summary["audio_sha256"]},
     )
 
 
@@ -88,6 +90,7 @@ class _Writer:
         self.start = 0
         self._sides = sides
         self._duplicates = Duplicates()
+        self._digest = hashlib.sha256()
         self._seconds: Counter[str] = Counter()
         self._segments: Counter[str] = Counter()
         self._speakers: Counter[str] = Counter()
@@ -112,7 +115,9 @@ class _Writer:
                 duration_s=row.duration_s,
             )
         split, seconds = self._sides.split(row), len(samples) / SAMPLE_RATE
-        audio.write(samples.astype("<i2", copy=False).data)
+        sound = samples.astype("<i2", copy=False).data
+        audio.write(sound)
+        self._digest.update(sound)
         entry = {
             "row": row.row,
             "start_sample": self.start,
@@ -146,4 +151,5 @@ class _Writer:
             "seconds": {split: round(seconds, 3) for split, seconds in self._seconds.items()},
             "usable_s": round(self.start / SAMPLE_RATE, 3),
             "speakers": {name: round(seconds, 3) for name, seconds in self._speakers.most_common()},
+            "audio_sha256": self._digest.hexdigest(),
         }

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,12 +85,18 @@ class StepRun:
         """Say one point of a curve."""
         self.emitter.emit(Metric(name=name, value=value, steps_done=steps_done))
 
-    def result(self, figures: dict[str, Any], paths: list[str]) -> None:
-        """End the step well: figures, and the files it leaves (relative to its output)."""
+    def result(self, figures: dict[str, Any], paths: list[str], known: Mapping[str, str] | None = None) -> None:
+        """End the step well: figures, and the files it leaves (relative to its output).
+
+        Args:
+            figures: what the step found.
+            paths: the files.
+            known: SHA-256 of files that were digested while they were written. The worker checks them all the same.
+        """
         artifacts = [
             Artifact(
                 path=path,
-                sha256=file_digest(self.output / path),
+                sha256=(known or {}).get(path) or file_digest(self.output / path),
                 bytes=(self.output / path).stat().st_size,
             )
             for path in sorted(paths)
