@@ -161,7 +161,7 @@ def measured(name: str, listed: Path, packages: Path) -> dict[str, float] | str:
 
 def peer_packages() -> Path:
     """The libraries in a folder of their own, never in the project's environment; kept for the next time."""
-    folder = cache_root() / f"bench-loading-{hashlib.sha256(' '.join(PACKAGES).encode()).hexdigest()[:12]}"
+    folder = cache_root() / f"loading-peers-{hashlib.sha256(' '.join(PACKAGES).encode()).hexdigest()[:12]}"
     if not folder.exists():
         print(f"fetching {', '.join(PEERS)} (about {MEGABYTES} MB)", flush=True)
         partial = folder.with_name(folder.name + ".partial")
