@@ -1,0 +1,106 @@
+"""One caller's malice or bad luck stays his own: other organizations are served, and whoever is on call can see why."""
+
+import asyncio
+import contextlib
+
+import pytest
+import structlog
+
+from worker.api import contents, outward, watch
+from worker.errors import DatabaseAway, StorageAway
+
+
+class Answering:
+    """A receiver of webhooks that answers with these bytes."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.heard = 0
+
+    async def __call__(self, reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            self.heard += 1
+            if self.answer is None:
+                await asyncio.sleep(30)
+            writer.write(self.answer or b"")
+            await writer.drain()
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def answering(answer):
+    made = Answering(answer)
+    server = await asyncio.start_server(made, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    try:
+        yield made
+    finally:
+        server.close()
+
+
+async def newest_delivery(customer, hook, wanted):
+    async with asyncio.timeout(20):
+        while True:
+            newest = (await customer.http.get(f"/webhooks/{hook['id']}/deliveries")).json()["result"][0]
+            if wanted(newest):
+                return newest
+            await asyncio.sleep(0.05)
+
+
+class TestReceivers:
+    @pytest.fixture
+    def api_settings(self):
+        return {"api_webhook_private": True}
+
+    @pytest.mark.parametrize("status", [b"99999999999", b"000", b"1234", b"20"])
+    async def test_a_status_that_is_none_is_a_failed_try_like_any_other(self, customer, status):
+        async with answering(b"HTTP/1.1 " + status + b" X\r\n\r\n") as receiver:
+            hook = (await customer.http.post("/webhooks", json={"url": receiver.url})).json()
+            await customer.http.post(f"/webhooks/{hook['id']}/test")
+            told = await newest_delivery(customer, hook, lambda one: one["error"])
+        assert (told["status"], told["answer_status"], told["error"]) == ("waiting", None, "no answer: ValueError")
+
+    async def test_a_fault_in_one_delivery_cancels_no_other(self, customer, stranger, monkeypatch):
+        """Both are in the same handful; what was sent must be written down, or it is sent again."""
+        honest = outward.post
+
+        async def post(target, *args, **kwargs):
+            if target.host == "localhost":
+                raise RuntimeError("a fault of ours")
+            await asyncio.sleep(0.2)
+            return await honest(target, *args, **kwargs)
+
+        monkeypatch.setattr(outward, "post", post)
+        async with answering(b"HTTP/1.1 204 X\r\n\r\n") as receiver:
+            bad = (await stranger.http.post("/webhooks", json={"url": "http://localhost:1/"})).json()
+            good = (await customer.http.post("/webhooks", json={"url": receiver.url})).json()
+            for _ in range(3):
+                await stranger.http.post(f"/webhooks/{bad['id']}/test")
+                await customer.http.post(f"/webhooks/{good['id']}/test")
+            async with asyncio.timeout(15):
+                while True:
+                    log = (await customer.http.get(f"/webhooks/{good['id']}/deliveries")).json()["result"]
+                    if all(one["status"] == "delivered" for one in log):
+                        break
+                    await asyncio.sleep(0.05)
+        assert receiver.heard == 3
+        failed = await newest_delivery(stranger, bad, lambda one: one["error"])
+        assert failed["error"] == "a fault of ours; it is logged"
+
+    async def test_a_receiver_that_never_answers_holds_nobody_else_up(self, live, customer, stranger):
+        async with answering(None) as silent, answering(b"HTTP/1.1 204 X\r\n\r\n") as receiver:
+            for _ in range(3):
+                hook = (await stranger.http.post("/webhooks", json={"url": silent.url})).json()
+                for _ in range(6):
+                    await stranger.http.post(f"/webhooks/{hook['id']}/test")
+            # As after a first try that failed: retries keep no order, so all of them are due.
+            await live.database.execute("update webhook_deliveries set attempts = 1, due_at = now()")
+            async with asyncio.timeout(10):
+                while not silent.heard:
+                    await asyncio.sleep(0.02)
+            good = (await customer.http.post("/webhooks", json={"url": receiver.url})).json()
+            await customer.http.post(f"/webhooks/{good['id']}/test")
+            async with asyncio.timeout(6):
+                while not receiver.heard:
+                    await asyncio.sleep(0.05)
