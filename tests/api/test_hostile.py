@@ -104,3 +104,22 @@ class TestReceivers:
             async with asyncio.timeout(6):
                 while not receiver.heard:
                     await asyncio.sleep(0.05)
+
+
+async def test_storage_that_is_away_in_an_upload_is_a_503_and_not_a_fault(live, customer, monkeypatch):
+    async def away(*_args, **_kwargs):
+        raise StorageAway("no answer")
+
+    monkeypatch.setattr(live.storage, "put_file", away)
+    model = await customer.model()
+    answer = await customer.http.post(
+        f"/custom_models/{model['id']}/data", files=[("f", ("a.txt", b"words")), ("f", ("b.txt", b"words"))]
+    )
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "unavailable", "5")
+
+
+async def test_a_spool_disk_without_room_is_a_503_and_not_a_fault(customer, live):
+    live.settings.api_upload_folder.parent.joinpath("uploads").write_bytes(b"a file where the folder should be")
+    model = await customer.model()
+    answer = await customer.http.post(f"/custom_models/{model['id']}/data", files=[("f", ("a.txt", b"words"))])
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")

@@ -21,6 +21,7 @@ from worker.api.incoming import Arrived, Incoming, look_at, spool_folder
 from worker.api.once import once
 from worker.api.problems import Refused, invalid, not_found
 from worker.errors import TooLarge
+from worker.storage.disk import writing_errors
 from worker.store import api_data
 from worker.store.api_keys import Answer, Key, audit
 from worker.store.database import Connection, Record
@@ -155,7 +156,7 @@ async def _forget(api: Api, model_id: int, upload_id: UUID) -> None:
 async def _assembled(api: Api, row: Record, path: Path) -> Arrived:
     file = Arrived(row["name"], path, row["split"])
     digest = hashlib.sha256()
-    with path.open("xb") as out:
+    with writing_errors(), path.open("xb") as out:
         async for piece in _pieces(api, row["parts"]):
             out.write(piece)
             digest.update(piece)
