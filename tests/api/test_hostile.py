@@ -123,3 +123,16 @@ async def test_a_spool_disk_without_room_is_a_503_and_not_a_fault(customer, live
     model = await customer.model()
     answer = await customer.http.post(f"/custom_models/{model['id']}/data", files=[("f", ("a.txt", b"words"))])
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+
+
+async def test_a_database_that_is_away_is_logged_when_it_cannot_tell_who_calls(live, monkeypatch):
+    key = await live.key(await live.organization("New"))
+
+    async def away(*_args, **_kwargs):
+        raise DatabaseAway("no answer")
+
+    monkeypatch.setattr("worker.store.api_keys.KeyStore.by_digest", away)
+    with structlog.testing.capture_logs() as logged:
+        answer = await live.client(key.secret).get("/custom_models/1")
+    assert answer.status_code == 503
+    assert [line for line in logged if line["event"] == "away" and line["path"] == "/api/v3/custom_models/1"]
