@@ -136,3 +136,9 @@ async def test_a_database_that_is_away_is_logged_when_it_cannot_tell_who_calls(l
         answer = await live.client(key.secret).get("/custom_models/1")
     assert answer.status_code == 503
     assert [line for line in logged if line["event"] == "away" and line["path"] == "/api/v3/custom_models/1"]
+
+
+@pytest.mark.parametrize("url", ["https://[fec0::1]/", "https://[::7f00:1]/", "https://[64:ff9b:1::a00:1]/"])
+async def test_old_internal_addresses_are_refused_too(customer, url):
+    answer = await customer.http.post("/webhooks", json={"url": url})
+    assert (answer.status_code, answer.json()["code"]) == (422, "address_refused")
