@@ -138,6 +138,17 @@ async def test_a_database_that_is_away_is_logged_when_it_cannot_tell_who_calls(l
     assert [line for line in logged if line["event"] == "away" and line["path"] == "/api/v3/custom_models/1"]
 
 
+async def test_manifests_of_one_request_name_no_more_audio_together_than_one_may(customer, monkeypatch):
+    monkeypatch.setattr(contents, "_MOST_ROWS", 5)
+    model = await customer.model()
+    lines = b"".join(b'{"audio_filepath": "%d.wav", "text": "a"}\n' % n for n in range(4))
+    answer = await customer.http.post(
+        f"/custom_models/{model['id']}/data", files=[("f", ("a.jsonl", lines)), ("f", ("b.jsonl", lines))]
+    )
+    assert answer.status_code == 201
+    assert [(one["name"], one["reason_code"]) for one in answer.json()["refused"]] == [("b.jsonl", "too_large")]
+
+
 @pytest.mark.parametrize("url", ["https://[fec0::1]/", "https://[::7f00:1]/", "https://[64:ff9b:1::a00:1]/"])
 async def test_old_internal_addresses_are_refused_too(customer, url):
     answer = await customer.http.post("/webhooks", json={"url": url})

@@ -19,7 +19,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from worker.api.bodies import chunks
-from worker.api.contents import Content, RefusedContent, checked_kind, checked_name, look_inside
+from worker.api.contents import Content, RefusedContent, check_names, checked_kind, checked_name, look_inside
 from worker.api.problems import Refused, invalid
 from worker.api.settings import ApiSettings
 from worker.storage.disk import writing_errors
@@ -272,12 +272,16 @@ async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiS
 async def look_at(into: Incoming, settings: ApiSettings) -> None:
     """Look inside every file that arrived, and turn away what is not what it says."""
     kept = []
+    names = 0
     for file in into.arrived:
         try:
             file.content = await asyncio.to_thread(look_inside, file.path, file.name, settings.api_longest_audio_s)
+            check_names(names + len(file.content.audio_names))
         except RefusedContent as refused:
+            file.content = Content()
             into.turned.append(Turned(file.name, refused.code, refused.reason))
         else:
+            names += len(file.content.audio_names)
             kept.append(file)
     into.arrived = kept
 
