@@ -138,6 +138,33 @@ async def test_a_database_that_is_away_is_logged_when_it_cannot_tell_who_calls(l
     assert [line for line in logged if line["event"] == "away" and line["path"] == "/api/v3/custom_models/1"]
 
 
+class TestUploadSlots:
+    @pytest.fixture
+    def api_settings(self):
+        return {"api_uploads_at_once": 4}
+
+    async def test_one_organization_cannot_hold_them_all(self, live, customer, stranger):
+        """Slow senders are honest on bad lines; they may not keep everybody else out."""
+        model, other = await customer.model(), await stranger.model()
+        asked = asyncio.Event()
+
+        async def slowly():
+            yield b"--x\r\n"
+            asked.set()
+            await asyncio.sleep(30)
+
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        path = f"/custom_models/{model['id']}/data"
+        slow = [asyncio.create_task(customer.http.post(path, content=slowly(), headers=headers)) for _ in range(8)]
+        await asked.wait()
+        await asyncio.sleep(0.5)
+        answer = await stranger.http.post(f"/custom_models/{other['id']}/data", files=[("f", ("a.txt", b"words"))])
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert answer.status_code == 201
+
+
 async def test_manifests_of_one_request_name_no_more_audio_together_than_one_may(customer, monkeypatch):
     monkeypatch.setattr(contents, "_MOST_ROWS", 5)
     model = await customer.model()
