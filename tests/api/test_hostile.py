@@ -165,6 +165,22 @@ class TestUploadSlots:
         assert answer.status_code == 201
 
 
+async def test_one_organization_cannot_be_everybody_who_watches(customer, stranger, monkeypatch):
+    monkeypatch.setattr(watch, "MOST_WATCHERS", 8)
+    model, other = await customer.model(), await stranger.model()
+    lines = []  # a reader that is let go ends its request
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            answer = await stack.enter_async_context(
+                customer.http.stream("GET", f"/custom_models/{model['id']}/changes")
+            )
+            if answer.status_code == 200:
+                lines.append(answer.aiter_lines())
+                assert await anext(lines[-1])
+        async with stranger.http.stream("GET", f"/custom_models/{other['id']}/changes") as mine:
+            assert mine.status_code == 200
+
+
 async def test_manifests_of_one_request_name_no_more_audio_together_than_one_may(customer, monkeypatch):
     monkeypatch.setattr(contents, "_MOST_ROWS", 5)
     model = await customer.model()
