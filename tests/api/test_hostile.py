@@ -106,6 +106,40 @@ class TestReceivers:
                     await asyncio.sleep(0.05)
 
 
+class TestRepeats:
+    """The same answer for a day, although what it names is gone since."""
+
+    async def test_of_a_webhooks_removal(self, customer, monkeypatch):
+        async def outside(*_args, **_kwargs):
+            return "93.184.216.34"
+
+        monkeypatch.setattr(outward, "resolve", outside)
+        hook = (await customer.http.post("/webhooks", json={"url": "https://customer.example/"})).json()
+        for _ in range(2):
+            answer = await customer.http.delete(f"/webhooks/{hook['id']}", headers={"Idempotency-Key": "gone"})
+            assert answer.status_code == 204
+        assert (await customer.http.delete(f"/webhooks/{hook['id']}")).status_code == 404
+
+    async def test_of_an_uploads_end(self, customer):
+        model = await customer.model()
+        path = f"/custom_models/{model['id']}/uploads"
+        upload = (await customer.http.post(path, json={"name": "a.txt", "bytes": 5})).json()
+        for _ in range(2):
+            answer = await customer.http.delete(f"{path}/{upload['id']}", headers={"Idempotency-Key": "gone"})
+            assert answer.status_code == 204
+
+    async def test_of_an_uploads_last_part(self, customer):
+        model = await customer.model()
+        path = f"/custom_models/{model['id']}/uploads"
+        upload = (await customer.http.post(path, json={"name": "a.txt", "bytes": 5})).json()
+        headers = {"Idempotency-Key": "last", "Upload-Offset": "0"}
+        answers = [
+            await customer.http.patch(f"{path}/{upload['id']}", content=b"words", headers=headers) for _ in range(2)
+        ]
+        assert [answer.status_code for answer in answers] == [201, 201]
+        assert answers[0].content == answers[1].content
+
+
 async def test_storage_that_is_away_in_an_upload_is_a_503_and_not_a_fault(live, customer, monkeypatch):
     async def away(*_args, **_kwargs):
         raise StorageAway("no answer")

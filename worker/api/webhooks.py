@@ -97,11 +97,20 @@ async def _webhook(api: Api, key: Key, request: Request) -> Record:
     return row
 
 
+async def _webhook_now(connection: Connection, key: Key, webhook_id: int) -> Record:
+    """The webhook of a write: looked up inside, so that a repeat gets its answer although the webhook is gone."""
+    row = await store.read(connection, webhook_id, key.organization_id)
+    if row is None:
+        raise not_found("webhook")
+    return row
+
+
 async def delete(api: Api, key: Key, request: Request) -> Response:
     """DELETE /webhooks/{webhook_id}."""
-    row = await _webhook(api, key, request)
+    webhook_id = path_id(request.path_params["webhook_id"], "webhook")
 
     async def effect(connection: Connection) -> Answer:
+        row = await _webhook_now(connection, key, webhook_id)
         if not await store.disable(connection, row["id"]):
             raise not_found("webhook")
         await audit(connection, key, row["organization_id"], "delete_webhook", detail={"webhook": row["id"]})
@@ -112,10 +121,11 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
 
 async def test(api: Api, key: Key, request: Request) -> Response:
     """POST /webhooks/{webhook_id}/test: an event that only says hello."""
-    row = await _webhook(api, key, request)
+    webhook_id = path_id(request.path_params["webhook_id"], "webhook")
     await read_body(request)
 
     async def effect(connection: Connection) -> Answer:
+        row = await _webhook_now(connection, key, webhook_id)
         event_id = uuid4()
         body = {"type": "test.v1", "event_id": str(event_id), "at": datetime.now(UTC).isoformat()}
         delivery = await store.add_test(connection, row["id"], event_id, body)

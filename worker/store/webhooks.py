@@ -54,6 +54,11 @@ async def create(connection: Connection, organization_id: int, url: str, secret:
     return row
 
 
+async def read(connection: Connection, webhook_id: int, organization_id: int | None) -> Record | None:
+    """One webhook, for whoever may see it, as this transaction sees it."""
+    return await connection.fetchrow(_Q["webhook"], webhook_id, organization_id)
+
+
 async def count(connection: Connection, organization_id: int) -> int:
     """How many an organization has."""
     row = await connection.fetchrow(_Q["count_webhooks"], organization_id)
