@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import hmac
 import json
@@ -169,12 +168,7 @@ class Sender:
         under_way: dict[asyncio.Task[None], int] = {}
         try:
             while True:
-                due: Sequence[Record] = ()
-                with contextlib.suppress(DatabaseAway):
-                    if len(under_way) < _AT_ONCE:
-                        busy = list(under_way.values())
-                        due = await self._webhooks.claim(_AT_ONCE - len(under_way), _HELD_S, busy)
-                for delivery in due:
+                for delivery in await self._due(list(under_way.values())):
                     under_way[asyncio.create_task(self._send(delivery))] = delivery["organization_id"]
                 if not under_way:
                     await asyncio.sleep(_LOOK_S)
@@ -186,6 +180,15 @@ class Sender:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _due(self, busy: list[int]) -> Sequence[Record]:
+        """What can be begun now, of organizations that are not busy."""
+        if len(busy) >= _AT_ONCE:
+            return ()
+        try:
+            return await self._webhooks.claim(_AT_ONCE - len(busy), _HELD_S, busy)
+        except DatabaseAway:
+            return ()
 
     async def _send(self, delivery: Record) -> None:
         """One try; whatever goes wrong is this delivery's own."""
