@@ -41,14 +41,20 @@ select count(*) as n from webhook_deliveries where webhook_id = $1
 
 -- name: claim_deliveries
 -- Deliveries that are due, held for as long as one try may take: of each webhook the oldest, so that order is kept
--- while nothing fails.
-with due as materialized (
-    select d.id
-    from webhook_deliveries d
-    where d.status = 'waiting' and d.due_at <= now()
+-- while nothing fails; and of each organization one, none where one is under way ($3), so that nobody who has many
+-- due holds up the others.
+with first as materialized (
+    select distinct on (w.organization_id) d.id, d.due_at
+    from webhook_deliveries d join webhooks w on w.id = d.webhook_id
+    where d.status = 'waiting' and d.due_at <= now() and w.organization_id <> all ($3::bigint[])
         and not exists (select from webhook_deliveries e
             where e.webhook_id = d.webhook_id and e.status = 'waiting' and e.attempts = 0 and e.id < d.id)
-    order by d.due_at
+    order by w.organization_id, d.due_at, d.id
+), due as materialized (
+    select d.id
+    from webhook_deliveries d join first on first.id = d.id
+    where d.status = 'waiting' and d.due_at <= now()
+    order by first.due_at
     limit $1
     for update of d skip locked
 )
@@ -56,7 +62,7 @@ update webhook_deliveries d
 set attempts = d.attempts + 1, due_at = now() + $2::double precision * interval '1 second'
 from due, webhooks w
 where d.id = due.id and w.id = d.webhook_id
-returning d.id, d.event_id, d.body, d.attempts, w.url, w.secret
+returning d.id, d.event_id, d.body, d.attempts, w.organization_id, w.url, w.secret
 
 -- name: end_delivery
 -- How a try ended: delivered, failed for good, or due again.

@@ -89,9 +89,11 @@ class TestDelivery:
                         break
                     await asyncio.sleep(0.02)
             assert (log["answer_status"], log["error"]) == (302, "answered 302")
-            # The time of the next try has come; a held row's due time is moved by the sender itself.
+            # The time of the next try has come. Its error is cleared so that the next one is seen only when that try has
+            # ended: a held row still shows the error of the try before.
             await live.database.execute(
-                "update webhook_deliveries set due_at = now() where status = 'waiting' and error is not null"
+                "update webhook_deliveries set due_at = now(), error = null "
+                "where status = 'waiting' and error is not null"
             )
         assert log["status"] == "failed"
 

@@ -1,9 +1,9 @@
 """What every handler has at hand."""
 
-import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -30,7 +30,8 @@ class Api:
     data: DataStore
     webhooks: WebhookStore
     watcher: Watcher
-    uploads: asyncio.Semaphore
+    uploads: Counter[int] = field(default_factory=Counter)
+    """Uploads under way, by organization."""
 
     async def model(self, key: Key, model_id: int) -> Record:
         """A model for whoever may see it.
@@ -44,16 +45,27 @@ class Api:
         return row
 
     @asynccontextmanager
-    async def upload_slot(self) -> AsyncIterator[None]:
-        """One of the uploads this process takes at the same time.
+    async def upload_slot(self, organization_id: int) -> AsyncIterator[None]:
+        """One of the uploads this process takes at the same time, of which an organization gets at most half.
+
+        A sender may be slow for hours, so without a share one organization could keep all others out.
+
+        Args:
+            organization_id: of the model that the upload is for.
 
         Raises:
             Refused: all are taken.
         """
-        if self.uploads.locked():
+        most = self.settings.api_uploads_at_once
+        if self.uploads.total() >= most or self.uploads[organization_id] >= max(1, most // 2):
             raise Refused("unavailable", "Too many uploads at the moment.", headers={"Retry-After": "5"})
-        async with self.uploads:
+        self.uploads[organization_id] += 1
+        try:
             yield
+        finally:
+            self.uploads[organization_id] -= 1
+            if not self.uploads[organization_id]:
+                del self.uploads[organization_id]
 
 
 Handler = Callable[[Api, Key, Request], Awaitable[Response]]

@@ -62,7 +62,6 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         data=DataStore(database),
         webhooks=WebhookStore(database),
         watcher=Watcher(models),
-        uploads=asyncio.Semaphore(settings.api_uploads_at_once),
     )
     beside = (
         keyring.listen,

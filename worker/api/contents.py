@@ -82,6 +82,16 @@ def look_inside(path: Path, name: str, longest_audio_s: float) -> Content:
     return Content(audio_names=_names_in_manifest(path))
 
 
+def check_names(names: int) -> None:
+    """Names that the manifests of one request hold together: they are in memory until they are stored.
+
+    Raises:
+        RefusedContent: too many.
+    """
+    if names > _MOST_ROWS:
+        raise RefusedContent("too_large", f"Manifests sent together name at most {_MOST_ROWS} recordings.")
+
+
 def _check_transcript(path: Path, name: str) -> None:
     try:
         text = path.read_text(encoding="utf-8-sig")

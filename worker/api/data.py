@@ -1,6 +1,5 @@
 """Training data: shown, uploaded and removed."""
 
-import asyncio
 from collections.abc import Sequence
 from uuid import uuid4
 
@@ -15,6 +14,7 @@ from worker.api.incoming import Arrived, Incoming, incoming
 from worker.api.models import offset_and_limit
 from worker.api.once import once
 from worker.api.problems import Refused, not_found
+from worker.concurrency import all_of
 from worker.store import api as store
 from worker.store import api_data
 from worker.store.api_data import NewItem
@@ -36,7 +36,7 @@ async def list_data(api: Api, key: Key, request: Request) -> Response:
 async def upload(api: Api, key: Key, request: Request) -> Response:
     """POST /custom_models/{id}/data: several files, each with its verdict."""
     model = await api.model(key, path_id(request.path_params["id"]))
-    async with api.upload_slot(), incoming(request, api.settings) as arriving:
+    async with api.upload_slot(model["organization_id"]), incoming(request, api.settings) as arriving:
         items = await keep(api, model, arriving.arrived)
 
         async def effect(connection: Connection) -> Answer:
@@ -68,15 +68,13 @@ async def keep(api: Api, model: Record, files: list[Arrived]) -> list[NewItem]:
         for file in files
     ]
     await api.data.intend(model["id"], [item.address for item in items])
-    slots = asyncio.Semaphore(_STORED_AT_ONCE)
 
-    async def put(file: Arrived, item: NewItem) -> None:
-        async with slots:
-            await api.storage.put_file(file.path, item.address, move=True)
+    async def put(pair: tuple[Arrived, NewItem]) -> None:
+        file, item = pair
+        await api.storage.put_file(file.path, item.address, move=True)
 
-    async with asyncio.TaskGroup() as group:
-        for file, item in zip(files, items, strict=True):
-            group.create_task(put(file, item))
+    # Not a task group: that would hide a storage that is away in a group of errors, which nobody answers with 503.
+    await all_of(zip(files, items, strict=True), put, _STORED_AT_ONCE)
     return items
 
 

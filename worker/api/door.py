@@ -6,6 +6,7 @@ Plain ASGI, because every poll passes here; a poll that carries an entity tag is
 import re
 from typing import Any, Final
 
+import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.api import present
@@ -16,6 +17,7 @@ from worker.errors import DatabaseAway
 from worker.store.api import ApiStore
 from worker.store.api_keys import Key
 
+_LOG: Final = structlog.get_logger("api")
 PREFIX: Final = "/api/v3"
 _OPEN: Final = frozenset({f"{PREFIX}/openapi.json"})
 _MODEL: Final = re.compile(PREFIX + r"/custom_models/([1-9][0-9]{0,17})")
@@ -59,7 +61,8 @@ class Door:
         except Refused as refused:
             await refused.response()(scope, receive, send)
             return
-        except DatabaseAway:
+        except DatabaseAway as error:
+            _LOG.warning("away", path=path, error=str(error))
             await unavailable().response()(scope, receive, send)
             return
         if now is not None:

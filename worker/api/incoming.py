@@ -19,9 +19,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from worker.api.bodies import chunks
-from worker.api.contents import Content, RefusedContent, checked_kind, checked_name, look_inside
+from worker.api.contents import Content, RefusedContent, check_names, checked_kind, checked_name, look_inside
 from worker.api.problems import Refused, invalid
 from worker.api.settings import ApiSettings
+from worker.storage.disk import writing_errors
 
 # The parser would log a line for every malformed body; its sender is told, and nobody else has use for it.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -217,8 +218,9 @@ def _boundary(request: Request) -> bytes:
 @asynccontextmanager
 async def spool_folder(settings: ApiSettings) -> AsyncIterator[Path]:
     """A folder that is gone afterwards."""
-    settings.api_upload_folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="upload-", dir=settings.api_upload_folder))
+    with writing_errors():
+        settings.api_upload_folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="upload-", dir=settings.api_upload_folder))
     try:
         yield folder
     finally:
@@ -257,8 +259,10 @@ async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiS
             received += len(chunk)
             if received > settings.api_largest_request_bytes:
                 raise _request_too_large(settings)
-            parser.write(chunk)
-        parser.finalize()
+            with writing_errors():
+                parser.write(chunk)
+        with writing_errors():
+            parser.finalize()
     except FormParserError:
         raise Refused("malformed_multipart", "The body is not multipart form data.") from None
     if not spool.ended:
@@ -268,12 +272,16 @@ async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiS
 async def look_at(into: Incoming, settings: ApiSettings) -> None:
     """Look inside every file that arrived, and turn away what is not what it says."""
     kept = []
+    names = 0
     for file in into.arrived:
         try:
             file.content = await asyncio.to_thread(look_inside, file.path, file.name, settings.api_longest_audio_s)
+            check_names(names + len(file.content.audio_names))
         except RefusedContent as refused:
+            file.content = Content()
             into.turned.append(Turned(file.name, refused.code, refused.reason))
         else:
+            names += len(file.content.audio_names)
             kept.append(file)
     into.arrived = kept
 

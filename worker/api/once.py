@@ -35,21 +35,46 @@ async def once(database: Database, request: Request, key: Key, body: bytes, effe
             return response(await effect(connection))
     if _KEY.fullmatch(name) is None:
         raise invalid("Idempotency-Key", "malformed", "An Idempotency-Key has 1 to 200 visible ASCII characters.")
-    scope = (key.id, request.method, request.url.path, name)
+    scope = _scope(request, key, name)
     digest = hashlib.sha256(body).digest()
     async with database.transaction() as connection:
         if not await take_turn(connection, "\n".join(map(str, scope))):
             raise Refused(
                 "idempotency_in_progress", "The first request with this Idempotency-Key is still in progress."
             )
-        earlier = await earlier_answer(connection, scope)
+        earlier = await _earlier(connection, scope, digest)
         if earlier is not None:
-            if earlier[0] != digest:
-                raise Refused("idempotency_mismatch", "This Idempotency-Key was used with another body.")
-            return response(earlier[1])
+            return response(earlier)
         answer = await _attempt(connection, effect)
         await keep_answer(connection, scope, digest, answer)
     return response(answer)
+
+
+async def repeated(database: Database, request: Request, key: Key, body: bytes) -> Response | None:
+    """The answer that the same ``Idempotency-Key`` got before, for a request whose effect ended what it names.
+
+    Raises:
+        Refused: the first request asked something else.
+    """
+    name = request.headers.get("idempotency-key")
+    if name is None or _KEY.fullmatch(name) is None:
+        return None
+    async with database.transaction() as connection:
+        earlier = await _earlier(connection, _scope(request, key, name), hashlib.sha256(body).digest())
+    return None if earlier is None else response(earlier)
+
+
+def _scope(request: Request, key: Key, name: str) -> tuple[int, str, str, str]:
+    return key.id, request.method, request.url.path, name
+
+
+async def _earlier(connection: Connection, scope: tuple[int, str, str, str], digest: bytes) -> Answer | None:
+    earlier = await earlier_answer(connection, scope)
+    if earlier is None:
+        return None
+    if earlier[0] != digest:
+        raise Refused("idempotency_mismatch", "This Idempotency-Key was used with another body.")
+    return earlier[1]
 
 
 async def _attempt(connection: Connection, effect: Effect) -> Answer:

@@ -53,11 +53,11 @@ async def audit_log(api: Api, key: Key, request: Request) -> Response:
 async def changes(api: Api, key: Key, request: Request) -> Response:
     """GET /custom_models/{id}/changes: a line whenever the model or its run changed, as server-sent events."""
     model = await api.model(key, path_id(request.path_params["id"]))
-    if api.watcher.full:
+    if api.watcher.full(model["organization_id"]):
         raise Refused("unavailable", "Too many watch at the moment: poll instead.", headers={"Retry-After": "60"})
 
     async def told() -> AsyncIterator[bytes]:
-        async for changed in api.watcher.changes(model["id"]):
+        async for changed in api.watcher.changes(model["id"], model["organization_id"]):
             yield _GONE if changed is None else _CHANGED if changed else _ALIVE
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

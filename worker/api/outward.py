@@ -7,6 +7,7 @@ the address that was checked. Redirects are not followed, little is read, and no
 import asyncio
 import contextlib
 import ipaddress
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from urllib.parse import urlsplit
 _CONNECT_S: Final = 5.0
 _ANSWER_S: Final = 10.0
 _LONGEST_HEAD: Final = 16 * 1024
-_TEXT_LIMIT: Final = 200
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?![0-9])")
+_INTERNAL: Final = tuple(
+    # Not all Pythons count these: site-local (old), IPv4 in the last bytes (older), NAT64 inside a network.
+    map(ipaddress.IPv6Network, ("fec0::/10", "::/96", "64:ff9b:1::/48"))
+)
 _PORTS: Final = frozenset({80, 443, 8080, 8443})
 
 
@@ -76,6 +81,8 @@ def check_address(text: str, *, private: bool) -> None:
         ValueError: it is no IP address.
     """
     address = ipaddress.ip_address(text.partition("%")[0])
+    if not private and isinstance(address, ipaddress.IPv6Address) and any(address in net for net in _INTERNAL):
+        raise AddressRefused("The address is an internal one.")
     inner: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [address]
     if isinstance(address, ipaddress.IPv6Address):
         inner += [found for found in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())) if found]
@@ -153,7 +160,7 @@ def _status(line: bytes) -> int:
     Raises:
         ValueError: it is none.
     """
-    words = line[:_TEXT_LIMIT].split()
-    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():  # noqa: PLR2004 - version, status
+    found = _STATUS_LINE.match(line)
+    if found is None:
         raise ValueError("no HTTP")
-    return int(words[1])
+    return int(found[1])

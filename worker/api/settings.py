@@ -41,7 +41,11 @@ class ApiSettings(BaseSettings):
         default=Path(tempfile.gettempdir()) / "speech-training-uploads",
         description="where uploads lie until they are checked",
     )
-    api_uploads_at_once: int = Field(default=16, ge=1, description="uploads one API process takes at the same time")
+    api_uploads_at_once: int = Field(
+        default=16,
+        ge=1,
+        description="uploads one API process takes at the same time; an organization gets at most half of them",
+    )
     api_largest_file_bytes: int = Field(default=2 << 30, ge=1, description="largest file of training data")
     api_largest_request_bytes: int = Field(
         default=4 << 30, ge=1, description="largest upload request, all its files together"

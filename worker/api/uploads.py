@@ -18,9 +18,11 @@ from worker.api.bodies import chunks, path_id, path_uuid, read_as
 from worker.api.contents import RefusedContent, checked_kind, checked_name
 from worker.api.data import add, keep, new_upload_key
 from worker.api.incoming import Arrived, Incoming, look_at, spool_folder
-from worker.api.once import once
+from worker.api.once import once, repeated
 from worker.api.problems import Refused, invalid, not_found
 from worker.errors import TooLarge
+from worker.storage.disk import writing_errors
+from worker.store import api as store
 from worker.store import api_data
 from worker.store.api_keys import Answer, Key, audit
 from worker.store.database import Connection, Record
@@ -86,10 +88,14 @@ async def read(api: Api, key: Key, request: Request) -> Response:
 
 async def delete(api: Api, key: Key, request: Request) -> Response:
     """DELETE /custom_models/{id}/uploads/{upload_id}."""
-    model, row = await _upload(api, key, request)
+    model_id = path_id(request.path_params["id"])
+    upload_id = path_uuid(request.path_params["upload_id"], "upload")
 
     async def effect(connection: Connection) -> Answer:
-        if not await api_data.end_upload(connection, model["id"], row["id"]):
+        # Looked up inside, so that a repeat gets its answer although the upload is gone.
+        if await store.read_model(connection, model_id, key.organization_id) is None:
+            raise not_found()
+        if not await api_data.end_upload(connection, model_id, upload_id):
             raise not_found("upload")
         return Answer(204, None, b"")
 
@@ -98,6 +104,10 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
 
 async def add_part(api: Api, key: Key, request: Request) -> Response:
     """PATCH /custom_models/{id}/uploads/{upload_id}: the bytes from Upload-Offset on; the last part ends the upload."""
+    upload_id = path_uuid(request.path_params["upload_id"], "upload")
+    told = await repeated(api.database, request, key, upload_id.bytes)  # the upload itself is gone with its last part
+    if told is not None:
+        return told
     model, row = await _upload(api, key, request)
     text = request.headers.get("upload-offset", "")
     if re.fullmatch(r"[0-9]{1,18}", text) is None:
@@ -130,7 +140,7 @@ async def _store_part(api: Api, model: Record, row: Record, request: Request) ->
 
 
 async def _finish(api: Api, key: Key, request: Request, model: Record, row: Record) -> Response:
-    async with api.upload_slot(), spool_folder(api.settings) as folder:
+    async with api.upload_slot(model["organization_id"]), spool_folder(api.settings) as folder:
         whole = Incoming([await _assembled(api, row, folder / "whole")])
         await look_at(whole, api.settings)
         if whole.turned:
@@ -155,7 +165,7 @@ async def _forget(api: Api, model_id: int, upload_id: UUID) -> None:
 async def _assembled(api: Api, row: Record, path: Path) -> Arrived:
     file = Arrived(row["name"], path, row["split"])
     digest = hashlib.sha256()
-    with path.open("xb") as out:
+    with writing_errors(), path.open("xb") as out:
         async for piece in _pieces(api, row["parts"]):
             out.write(piece)
             digest.update(piece)

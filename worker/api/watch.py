@@ -12,6 +12,7 @@ _ALIVE_S = 15.0
 LONGEST_WATCH_S = 600.0
 """After this the watcher comes again, with a key that is looked at again."""
 MOST_WATCHERS = 5_000
+_SHARES = 4
 
 
 class Watcher:
@@ -24,6 +25,7 @@ class Watcher:
     def __init__(self, store: ApiStore) -> None:
         self._store = store
         self._watching: Counter[int] = Counter()
+        self._organizations: Counter[int] = Counter()
         self._seen: dict[int, tuple[object, ...] | None] = {}
         self._changed = asyncio.Condition()
 
@@ -41,18 +43,20 @@ class Watcher:
                 self._seen = {model_id: found.get(model_id) for model_id in self._watching}
                 self._changed.notify_all()
 
-    @property
-    def full(self) -> bool:
-        """True where nobody more can be told."""
-        return self._watching.total() >= MOST_WATCHERS
+    def full(self, organization_id: int) -> bool:
+        """True where nobody more can be told, or nobody more of an organization: one may be a quarter of all."""
+        return (
+            self._watching.total() >= MOST_WATCHERS or self._organizations[organization_id] >= MOST_WATCHERS // _SHARES
+        )
 
-    async def changes(self, model_id: int) -> AsyncIterator[bool | None]:
+    async def changes(self, model_id: int, organization_id: int) -> AsyncIterator[bool | None]:
         """Yield True at the start and whenever the model changed, False as a sign of life.
 
         None at the end says that the model is gone; without it the watcher may come again.
         """
         ends_at = asyncio.get_running_loop().time() + LONGEST_WATCH_S
         self._watching[model_id] += 1
+        self._organizations[organization_id] += 1
         try:
             last = self._seen.get(model_id)
             yield True
@@ -70,6 +74,9 @@ class Watcher:
                     return
                 yield True
         finally:
+            self._organizations[organization_id] -= 1
+            if not self._organizations[organization_id]:
+                del self._organizations[organization_id]
             self._watching[model_id] -= 1
             if not self._watching[model_id]:
                 del self._watching[model_id]

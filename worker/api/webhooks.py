@@ -7,10 +7,12 @@ import hmac
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
+import structlog
 from fastapi import Request
 from fastapi.responses import Response
 
@@ -27,11 +29,13 @@ from worker.store.api_keys import Answer, Key, audit
 from worker.store.database import Connection, Record
 from worker.store.webhooks import WebhookStore
 
+_LOG: Final = structlog.get_logger("api")
 MOST_WEBHOOKS: Final = 10
 RETRIES_S: Final = (5.0, 30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
 """Seconds after each failed try; after the last one the delivery has failed."""
 _HELD_S: Final = 60.0
-_AT_ONCE: Final = 8
+_AT_ONCE: Final = 32
+"""Deliveries under way; an organization has one of them, so that its silent receivers hold up nobody else's events."""
 _LOOK_S: Final = 1.0
 
 
@@ -92,11 +96,20 @@ async def _webhook(api: Api, key: Key, request: Request) -> Record:
     return row
 
 
+async def _webhook_now(connection: Connection, key: Key, webhook_id: int) -> Record:
+    """The webhook of a write: looked up inside, so that a repeat gets its answer although the webhook is gone."""
+    row = await store.read(connection, webhook_id, key.organization_id)
+    if row is None:
+        raise not_found("webhook")
+    return row
+
+
 async def delete(api: Api, key: Key, request: Request) -> Response:
     """DELETE /webhooks/{webhook_id}."""
-    row = await _webhook(api, key, request)
+    webhook_id = path_id(request.path_params["webhook_id"], "webhook")
 
     async def effect(connection: Connection) -> Answer:
+        row = await _webhook_now(connection, key, webhook_id)
         if not await store.disable(connection, row["id"]):
             raise not_found("webhook")
         await audit(connection, key, row["organization_id"], "delete_webhook", detail={"webhook": row["id"]})
@@ -107,10 +120,11 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
 
 async def test(api: Api, key: Key, request: Request) -> Response:
     """POST /webhooks/{webhook_id}/test: an event that only says hello."""
-    row = await _webhook(api, key, request)
+    webhook_id = path_id(request.path_params["webhook_id"], "webhook")
     await read_body(request)
 
     async def effect(connection: Connection) -> Answer:
+        row = await _webhook_now(connection, key, webhook_id)
         event_id = uuid4()
         body = {"type": "test.v1", "event_id": str(event_id), "at": datetime.now(UTC).isoformat()}
         delivery = await store.add_test(connection, row["id"], event_id, body)
@@ -151,19 +165,46 @@ class Sender:
 
     async def run(self) -> None:
         """Send for ever; a database that is away is waited for."""
-        while True:
-            try:
-                due = await self._webhooks.claim(_AT_ONCE, _HELD_S)
-                async with asyncio.TaskGroup() as group:
-                    for delivery in due:
-                        group.create_task(self._send(delivery))
-            except* DatabaseAway:
-                due = []
-            if not due:
-                await asyncio.sleep(_LOOK_S)
+        under_way: dict[asyncio.Task[None], int] = {}
+        try:
+            while True:
+                for delivery in await self._due(list(under_way.values())):
+                    under_way[asyncio.create_task(self._send(delivery))] = delivery["organization_id"]
+                if not under_way:
+                    await asyncio.sleep(_LOOK_S)
+                    continue
+                ended, _ = await asyncio.wait(under_way, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    del under_way[task]
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _due(self, busy: list[int]) -> Sequence[Record]:
+        """What can be begun now, of organizations that are not busy."""
+        if len(busy) >= _AT_ONCE:
+            return ()
+        try:
+            return await self._webhooks.claim(_AT_ONCE - len(busy), _HELD_S, busy)
+        except DatabaseAway:
+            return ()
 
     async def _send(self, delivery: Record) -> None:
-        status, error = await self._attempt(delivery)
+        """One try; whatever goes wrong is this delivery's own."""
+        try:
+            await self._try(delivery)
+        except DatabaseAway:
+            pass  # it is due again when its hold ends
+        except Exception:  # noqa: BLE001 - logged
+            _LOG.exception("webhook delivery", delivery=delivery["id"])
+
+    async def _try(self, delivery: Record) -> None:
+        try:
+            status, error = await self._attempt(delivery)
+        except Exception:  # noqa: BLE001 - logged; counted as a try, or it would come back for ever
+            _LOG.exception("webhook delivery", delivery=delivery["id"])
+            status, error = None, "a fault of ours; it is logged"
         attempt = delivery["attempts"]
         if error is None:
             await self._webhooks.end(delivery["id"], attempt, "delivered", status, None, 0)

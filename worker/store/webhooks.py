@@ -29,9 +29,12 @@ class WebhookStore:
         assert total is not None
         return int(total["n"]), await self._database.fetch(_Q["deliveries_of"], webhook_id, offset, limit)
 
-    async def claim(self, most: int, held_s: float) -> Sequence[Record]:
-        """Deliveries that are due: id, event_id, body, attempts, url, secret. Nobody else gets them for a while."""
-        return await self._database.fetch(_Q["claim_deliveries"], most, held_s)
+    async def claim(self, most: int, held_s: float, busy: Sequence[int]) -> Sequence[Record]:
+        """Deliveries that are due, one of each organization that is not busy. Nobody else gets them for a while.
+
+        Each has id, event_id, body, attempts, organization_id, url and secret.
+        """
+        return await self._database.fetch(_Q["claim_deliveries"], most, held_s, busy)
 
     async def end(  # noqa: PLR0913 - a row has that many columns
         self, delivery_id: int, attempt: int, status: str, answer_status: int | None, error: str | None, retry_s: float
@@ -49,6 +52,11 @@ async def create(connection: Connection, organization_id: int, url: str, secret:
     row = await connection.fetchrow(_Q["create_webhook"], organization_id, url, secret)
     assert row is not None
     return row
+
+
+async def read(connection: Connection, webhook_id: int, organization_id: int | None) -> Record | None:
+    """One webhook, for whoever may see it, as this transaction sees it."""
+    return await connection.fetchrow(_Q["webhook"], webhook_id, organization_id)
 
 
 async def count(connection: Connection, organization_id: int) -> int:

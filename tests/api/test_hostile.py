@@ -1,0 +1,236 @@
+"""One caller's malice or bad luck stays his own: other organizations are served, and whoever is on call can see why."""
+
+import asyncio
+import contextlib
+
+import pytest
+import structlog
+
+from worker.api import contents, outward, watch
+from worker.errors import DatabaseAway, StorageAway
+
+
+class Answering:
+    """A receiver of webhooks that answers with these bytes."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.heard = 0
+        self.over = asyncio.Event()
+        self.talks = set()
+
+    async def __call__(self, reader, writer):
+        self.talks.add(asyncio.current_task())
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            self.heard += 1
+            if self.answer is None:
+                await self.over.wait()
+            writer.write(self.answer or b"")
+            await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def answering(answer):
+    made = Answering(answer)
+    server = await asyncio.start_server(made, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    try:
+        yield made
+    finally:
+        server.close()
+        made.over.set()
+        await asyncio.gather(*made.talks)
+
+
+async def newest_delivery(customer, hook, wanted):
+    async with asyncio.timeout(20):
+        while True:
+            newest = (await customer.http.get(f"/webhooks/{hook['id']}/deliveries")).json()["result"][0]
+            if wanted(newest):
+                return newest
+            await asyncio.sleep(0.05)
+
+
+class TestReceivers:
+    @pytest.fixture
+    def api_settings(self):
+        return {"api_webhook_private": True}
+
+    @pytest.mark.parametrize("status", [b"99999999999", b"000", b"1234", b"20"])
+    async def test_a_status_that_is_none_is_a_failed_try_like_any_other(self, customer, status):
+        async with answering(b"HTTP/1.1 " + status + b" X\r\n\r\n") as receiver:
+            hook = (await customer.http.post("/webhooks", json={"url": receiver.url})).json()
+            await customer.http.post(f"/webhooks/{hook['id']}/test")
+            told = await newest_delivery(customer, hook, lambda one: one["error"])
+        assert (told["status"], told["answer_status"], told["error"]) == ("waiting", None, "no answer: ValueError")
+
+    async def test_a_fault_in_one_delivery_cancels_no_other(self, customer, stranger, monkeypatch):
+        """Both are in the same handful; what was sent must be written down, or it is sent again."""
+        honest = outward.post
+
+        async def post(target, *args, **kwargs):
+            if target.host == "localhost":
+                raise RuntimeError("a fault of ours")
+            await asyncio.sleep(0.2)
+            return await honest(target, *args, **kwargs)
+
+        monkeypatch.setattr(outward, "post", post)
+        async with answering(b"HTTP/1.1 204 X\r\n\r\n") as receiver:
+            bad = (await stranger.http.post("/webhooks", json={"url": "http://localhost:1/"})).json()
+            good = (await customer.http.post("/webhooks", json={"url": receiver.url})).json()
+            for _ in range(3):
+                await stranger.http.post(f"/webhooks/{bad['id']}/test")
+                await customer.http.post(f"/webhooks/{good['id']}/test")
+            async with asyncio.timeout(15):
+                while True:
+                    log = (await customer.http.get(f"/webhooks/{good['id']}/deliveries")).json()["result"]
+                    if all(one["status"] == "delivered" for one in log):
+                        break
+                    await asyncio.sleep(0.05)
+        assert receiver.heard == 3
+        failed = await newest_delivery(stranger, bad, lambda one: one["error"])
+        assert failed["error"] == "a fault of ours; it is logged"
+
+    async def test_a_receiver_that_never_answers_holds_nobody_else_up(self, live, customer, stranger):
+        async with answering(None) as silent, answering(b"HTTP/1.1 204 X\r\n\r\n") as receiver:
+            for _ in range(3):
+                hook = (await stranger.http.post("/webhooks", json={"url": silent.url})).json()
+                for _ in range(6):
+                    await stranger.http.post(f"/webhooks/{hook['id']}/test")
+            # As after a first try that failed: retries keep no order, so all of them are due.
+            await live.database.execute("update webhook_deliveries set attempts = 1, due_at = now()")
+            async with asyncio.timeout(10):
+                while not silent.heard:
+                    await asyncio.sleep(0.02)
+            good = (await customer.http.post("/webhooks", json={"url": receiver.url})).json()
+            await customer.http.post(f"/webhooks/{good['id']}/test")
+            async with asyncio.timeout(6):
+                while not receiver.heard:
+                    await asyncio.sleep(0.05)
+
+
+class TestRepeats:
+    """The same answer for a day, although what it names is gone since."""
+
+    async def test_of_a_webhooks_removal(self, customer, monkeypatch):
+        async def outside(*_args, **_kwargs):
+            return "93.184.216.34"
+
+        monkeypatch.setattr(outward, "resolve", outside)
+        hook = (await customer.http.post("/webhooks", json={"url": "https://customer.example/"})).json()
+        for _ in range(2):
+            answer = await customer.http.delete(f"/webhooks/{hook['id']}", headers={"Idempotency-Key": "gone"})
+            assert answer.status_code == 204
+        assert (await customer.http.delete(f"/webhooks/{hook['id']}")).status_code == 404
+
+    async def test_of_an_uploads_end(self, customer):
+        model = await customer.model()
+        path = f"/custom_models/{model['id']}/uploads"
+        upload = (await customer.http.post(path, json={"name": "a.txt", "bytes": 5})).json()
+        for _ in range(2):
+            answer = await customer.http.delete(f"{path}/{upload['id']}", headers={"Idempotency-Key": "gone"})
+            assert answer.status_code == 204
+
+    async def test_of_an_uploads_last_part(self, customer):
+        model = await customer.model()
+        path = f"/custom_models/{model['id']}/uploads"
+        upload = (await customer.http.post(path, json={"name": "a.txt", "bytes": 5})).json()
+        headers = {"Idempotency-Key": "last", "Upload-Offset": "0"}
+        answers = [
+            await customer.http.patch(f"{path}/{upload['id']}", content=b"words", headers=headers) for _ in range(2)
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].content == answers[1].content
+
+
+async def test_storage_that_is_away_in_an_upload_is_a_503_and_not_a_fault(live, customer, monkeypatch):
+    async def away(*_args, **_kwargs):
+        raise StorageAway("no answer")
+
+    monkeypatch.setattr(live.storage, "put_file", away)
+    model = await customer.model()
+    answer = await customer.http.post(
+        f"/custom_models/{model['id']}/data", files=[("f", ("a.txt", b"words")), ("f", ("b.txt", b"words"))]
+    )
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "unavailable", "5")
+
+
+async def test_a_spool_disk_without_room_is_a_503_and_not_a_fault(customer, live):
+    live.settings.api_upload_folder.parent.joinpath("uploads").write_bytes(b"a file where the folder should be")
+    model = await customer.model()
+    answer = await customer.http.post(f"/custom_models/{model['id']}/data", files=[("f", ("a.txt", b"words"))])
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+
+
+async def test_a_database_that_is_away_is_logged_when_it_cannot_tell_who_calls(live, monkeypatch):
+    key = await live.key(await live.organization("New"))
+
+    async def away(*_args, **_kwargs):
+        raise DatabaseAway("no answer")
+
+    monkeypatch.setattr("worker.store.api_keys.KeyStore.by_digest", away)
+    with structlog.testing.capture_logs() as logged:
+        answer = await live.client(key.secret).get("/custom_models/1")
+    assert answer.status_code == 503
+    assert [line for line in logged if line["event"] == "away" and line["path"] == "/api/v3/custom_models/1"]
+
+
+class TestUploadSlots:
+    @pytest.fixture
+    def api_settings(self):
+        return {"api_uploads_at_once": 4}
+
+    async def test_one_organization_cannot_hold_them_all(self, live, customer, stranger):
+        """Slow senders are honest on bad lines; they may not keep everybody else out."""
+        model, other = await customer.model(), await stranger.model()
+        asked = asyncio.Event()
+
+        async def slowly():
+            yield b"--x\r\n"
+            asked.set()
+            await asyncio.sleep(30)
+
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        path = f"/custom_models/{model['id']}/data"
+        slow = [asyncio.create_task(customer.http.post(path, content=slowly(), headers=headers)) for _ in range(8)]
+        await asked.wait()
+        await asyncio.sleep(0.5)
+        answer = await stranger.http.post(f"/custom_models/{other['id']}/data", files=[("f", ("a.txt", b"words"))])
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert answer.status_code == 201
+
+
+async def test_one_organization_cannot_be_everybody_who_watches(customer, stranger, monkeypatch):
+    monkeypatch.setattr(watch, "MOST_WATCHERS", 8)
+    model, other = await customer.model(), await stranger.model()
+    lines = []  # a reader that is let go ends its request
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            answer = await stack.enter_async_context(
+                customer.http.stream("GET", f"/custom_models/{model['id']}/changes")
+            )
+            if answer.status_code == 200:
+                lines.append(answer.aiter_lines())
+                assert await anext(lines[-1])
+        async with stranger.http.stream("GET", f"/custom_models/{other['id']}/changes") as mine:
+            assert mine.status_code == 200
+
+
+async def test_manifests_of_one_request_name_no_more_audio_together_than_one_may(customer, monkeypatch):
+    monkeypatch.setattr(contents, "_MOST_ROWS", 5)
+    model = await customer.model()
+    lines = b"".join(b'{"audio_filepath": "%d.wav", "text": "a"}\n' % n for n in range(4))
+    answer = await customer.http.post(
+        f"/custom_models/{model['id']}/data", files=[("f", ("a.jsonl", lines)), ("f", ("b.jsonl", lines))]
+    )
+    assert answer.status_code == 201
+    assert [(one["name"], one["reason_code"]) for one in answer.json()["refused"]] == [("b.jsonl", "too_large")]
+
+
+@pytest.mark.parametrize("url", ["https://[fec0::1]/", "https://[::7f00:1]/", "https://[64:ff9b:1::a00:1]/"])
+async def test_old_internal_addresses_are_refused_too(customer, url):
+    answer = await customer.http.post("/webhooks", json={"url": url})
+    assert (answer.status_code, answer.json()["code"]) == (422, "address_refused")
