@@ -44,6 +44,9 @@ class WhisperParameters(BaseModel):
     """How far the published weights go from the base (0) towards the trained ones (1)."""
     speeds: tuple[Speed, ...] = Field(default=(0.9, 1.0, 1.1), min_length=1, max_length=9)
     """Each training step hears its utterances at one of these speeds: other speeds are other voices."""
+    joined: float = Field(default=0.25, ge=0, le=1)
+    """Share of the steps that hear utterances of one speaker joined with pauses, in windows of up to 30 s: a model that
+    was trained on single ones leaves out what follows the first."""
     replay_speeds: tuple[Speed, ...] = Field(default=(0.85, 0.93, 1.0, 1.08, 1.18), min_length=1, max_length=9)
     """The same for the operator's general set."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -74,7 +77,7 @@ class Recipe(BaseModel):
 
 WHISPER: Final = Recipe(
     name="whisper",
-    version="1",
+    version="2",
     parameters=WhisperParameters,
     dataset_parameters=frozenset({"longest_segment_s", "shortest_segment_s", "fastest_speech_cps"}),
     steps={step: f"worker.trainer.{step.value}" for step in Step},

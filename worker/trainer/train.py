@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from worker.trainer import checkpoint
 from worker.trainer.build import build_facts
-from worker.trainer.corpus import Corpus
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
 from worker.trainer.failures import bad_data
+from worker.trainer.lessons import Lessons
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
@@ -42,20 +42,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     published = checkpoint.copied(trained)  # for now the base's
     lengths = tuple(one.seconds for one in utterances)
     plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
-    corpora = [
-        Corpus(
-            model,
-            dataset,
-            utterances,
-            plan.groups,
-            padding_s=settings.padding_s,
-            precision=precision,
-            file=run.output / f".states-{speed}",
-            language=run.spec.context.get("language"),
-            speed=speed,
-        )
-        for speed in settings.speeds
-    ]
+    lessons = Lessons(run, model, dataset, utterances, plan, precision)
     replay = Replay(run, model, teacher, precision) if Replay.possible(run) else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
@@ -70,7 +57,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * plan.rate(step)
         model.decoder.train()
-        batch = corpora[plan.choice(step, len(corpora))].batch(plan.batch(step))
+        batch = lessons.batch(step)
         original = None
         if settings.distillation:
             with torch.no_grad():
