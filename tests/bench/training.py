@@ -145,7 +145,8 @@ def one_seed(seed: int, base: Path, scratch: Path, limit: int) -> dict[str, Any]
         (loading_s + s, scratch / "kept" / Path(e["path"]).name) for s, e in events if e["event"] == "checkpoint"
     ]
     found: dict[str, Any] = {"ours_whole_s": round(loading_s + trained_s, 1), "load": os.getloadavg()[0]}
-    for name, rate in (("reference", PUBLISHED_RATE), ("tuned_reference", WhisperParameters().learning_rate)):
+    tuned = WhisperParameters().settled(replayed=False).learning_rate
+    for name, rate in (("reference", PUBLISHED_RATE), ("tuned_reference", tuned)):
         seconds = loading_s + reference(data, base, scratch / name, rate, seed, limit)
         target = wer(scratch / name, base, data, scratch / f"{name}-evaluate")
         print(f"  seed {seed}: {name} WER {target:.3f} after {seconds:.0f} s", flush=True)
