@@ -119,7 +119,8 @@ class _Pair:
 
     def passages(self, dataset: Dataset, seed: int) -> dict[str, Any] | None:
         """How both models bear several test utterances in one window; None when there are none to join."""
-        several = [one for one in joined(dataset.of("test"), "evaluate") if len(one.utterances) > 1][:PASSAGES]
+        passages = joined(dataset.of("test"), "evaluate", self._base.written)
+        several = [one for one in passages if len(one.utterances) > 1][:PASSAGES]
         if not several:
             return None
         references = [[self._normalize(part.text) for part in one.utterances] for one in several]

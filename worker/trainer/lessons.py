@@ -41,7 +41,7 @@ class Lessons:
             corpus(utterances, plan.groups, file=run.output / f".states-{speed}", speed=speed)
             for speed in settings.speeds
         ]
-        self._passages = joined(utterances, f"joined/{self._seed}") if self._share else []
+        self._passages = joined(utterances, f"joined/{self._seed}", model.written) if self._share else []
         alone = [[index] for index in range(len(self._passages))]
         self._joined = corpus(self._passages, alone, file=run.output / ".states-joined") if self._share else None
 

@@ -7,10 +7,15 @@ import pytest
 pytest.importorskip("torch")
 
 from worker.trainer.dataset import Dataset, Passage
+from worker.trainer.decoding import LONGEST
 from worker.trainer.passages import LONGEST_S, joined
 from worker.trainer.scoring import dropped
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default")]
+
+
+def words(text):
+    return len(text.split())
 
 
 @pytest.fixture
@@ -19,7 +24,7 @@ def utterances(dataset):
 
 
 def test_every_utterance_is_in_one_passage_with_its_own_speaker_only(utterances):
-    passages = joined(utterances, "any")
+    passages = joined(utterances, "any", words)
     rows = [one.row for passage in passages for one in passage.utterances]
     assert sorted(rows) == [one.row for one in utterances]
     assert all(len({one.speaker for one in passage.utterances}) == 1 for passage in passages)
@@ -28,12 +33,20 @@ def test_every_utterance_is_in_one_passage_with_its_own_speaker_only(utterances)
 
 def test_passages_fit_their_window_but_for_an_utterance_that_is_longer_by_itself(utterances):
     long = dataclasses.replace(utterances[0], samples=16_000 * 30)
-    passages = joined([long, *utterances[1:]], "any")
+    passages = joined([long, *utterances[1:]], "any", words)
     assert [one.utterances for one in passages if one.seconds > LONGEST_S] == [(long,)]
 
 
+def test_passages_hold_no_more_tokens_than_can_be_decoded(utterances):
+    passages = joined(utterances, "any", lambda text: 10 * words(text))
+    assert max(sum(10 * words(one.text) for one in passage.utterances) for passage in passages) <= LONGEST
+    alone = joined(utterances, "any", lambda _: LONGEST + 1)
+    assert {len(passage.utterances) for passage in alone} == {1}
+
+
 def test_the_same_seed_joins_alike_and_another_does_not(utterances):
-    assert joined(utterances, "one") == joined(utterances, "one") != joined(utterances, "another")
+    one, same, another = (joined(utterances, seed, words) for seed in ("one", "one", "another"))
+    assert one == same != another
 
 
 @pytest.mark.parametrize("speed", [1.0, 0.5])
