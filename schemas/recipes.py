@@ -46,9 +46,9 @@ class WhisperParameters(BaseModel):
     speeds: tuple[Speed, ...] | None = Field(default=None, min_length=1, max_length=9)
     """Each training step hears its utterances at one of these speeds: other speeds are other voices. Left out: 0.9, 1.0
     and 1.1 with replay; 1.0 without it."""
-    joined: float = Field(default=0.25, ge=0, le=1)
-    """Share of the steps that hear utterances of one speaker joined with pauses, in windows of up to 30 s: a model that
-    was trained on single ones leaves out what follows the first."""
+    joined: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps that hear utterances of one speaker joined with pauses, in windows of up to 30 s: for
+    recordings in which several sentences follow each other. Not the default: it cost ordinary speech (NOTES.md)."""
     replay_speeds: tuple[Speed, ...] = Field(default=(0.85, 0.93, 1.0, 1.08, 1.18), min_length=1, max_length=9)
     """The same for the operator's general set."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
