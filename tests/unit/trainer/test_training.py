@@ -22,6 +22,7 @@ pytestmark = [
 ]
 SHORT = {
     "speeds": (1.0,),
+    "joined": 0.5,
     "epochs": 2,
     "learning_rate": 5e-3,
     "batch_size": 8,
