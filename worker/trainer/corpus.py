@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.trainer.dataset import Dataset, Utterance
+from worker.trainer.dataset import Dataset, Passage, Utterance
 from worker.trainer.objective import Targets
 from worker.trainer.states import EncoderStates
 from worker.trainer.whisper import Whisper
@@ -45,7 +45,7 @@ class Corpus:
         self,
         model: Whisper,
         dataset: Dataset,
-        utterances: Sequence[Utterance],
+        utterances: Sequence[Utterance | Passage],
         groups: Sequence[Sequence[int]],
         *,
         padding_s: float,

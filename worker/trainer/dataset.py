@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,41 @@ class Utterance:
         """Its length."""
         return self.samples / SAMPLE_RATE
 
+    @property
+    def places(self) -> tuple[tuple[float, "Utterance"], ...]:
+        """What is heard, each with the second at which it begins."""
+        return ((0.0, self),)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Utterances of one speaker, one after the other: what a window hears when people go on speaking."""
+
+    utterances: tuple[Utterance, ...] = ()
+    pauses_s: tuple[float, ...] = ()
+    """Silence before each of them but the first."""
+
+    def followed_by(self, utterance: Utterance, pause_s: float) -> "Passage":
+        """The same and one more; the first needs no pause."""
+        pauses_s = (*self.pauses_s, pause_s) if self.utterances else ()
+        return Passage((*self.utterances, utterance), pauses_s)
+
+    @property
+    def seconds(self) -> float:
+        """Its length, with the pauses."""
+        return sum(one.seconds for one in self.utterances) + sum(self.pauses_s)
+
+    @property
+    def text(self) -> str:
+        """What is said in it."""
+        return " ".join(one.text for one in self.utterances)
+
+    @property
+    def places(self) -> tuple[tuple[float, Utterance], ...]:
+        """What is heard, each with the second at which it begins."""
+        lengths = [one.seconds + pause for one, pause in zip(self.utterances, self.pauses_s, strict=False)]
+        return tuple(zip(accumulate(lengths, initial=0.0), self.utterances, strict=True))
+
 
 class Dataset:
     """Utterances and their sound."""
@@ -43,16 +79,18 @@ class Dataset:
         """The utterances of these splits, in the dataset's order."""
         return [utterance for utterance in self.utterances if utterance.split in splits]
 
-    def sound(self, utterances: Sequence[Utterance], seconds: float, speed: float = 1.0) -> torch.Tensor:
-        """Their sound, float32 [utterances, seconds · 16000], full scale 1.0, padded with silence or cut.
+    def sound(self, heard: Sequence[Utterance | Passage], seconds: float, speed: float = 1.0) -> torch.Tensor:
+        """Their sound, float32 [heard, seconds · 16000], full scale 1.0, padded with silence or cut.
 
         Another speed is another voice as well: faster is higher, as with a tape.
         """
         length = round(seconds * SAMPLE_RATE)
-        batch = np.zeros((len(utterances), length), np.float32)
-        for place, utterance in zip(batch, utterances, strict=True):
-            sound = self._samples[utterance.start_sample : utterance.start_sample + utterance.samples]
-            if speed != 1.0:
-                sound = soxr.resample(sound, SAMPLE_RATE, SAMPLE_RATE / speed)
-            place[: len(sound)] = sound[:length]
+        batch = np.zeros((len(heard), length), np.float32)
+        for window, one in zip(batch, heard, strict=True):
+            for begin_s, utterance in one.places:
+                sound = self._samples[utterance.start_sample : utterance.start_sample + utterance.samples]
+                if speed != 1.0:
+                    sound = soxr.resample(sound, SAMPLE_RATE, SAMPLE_RATE / speed)
+                place = window[round(begin_s / speed * SAMPLE_RATE) :][: len(sound)]
+                place[:] = sound[: len(place)]
         return torch.from_numpy(batch).div_(FULL_SCALE + 1)

@@ -8,15 +8,18 @@ from typing import Any, Final
 
 import torch
 
-from worker.trainer.dataset import Dataset, Utterance
+from worker.trainer.dataset import Dataset, Passage, Utterance
 from worker.trainer.decoding import Hypothesis, greedy, token_limit
 from worker.trainer.memory import peak_memory_bytes
+from worker.trainer.passages import joined
 from worker.trainer.scoring import (
     Errors,
     character_errors,
+    dropped,
     normalizer,
     paired_intervals,
     rare_terms,
+    rate,
     rate_figures,
     recall,
     word_errors,
@@ -28,6 +31,8 @@ BATCH: Final = 16
 ROWS: Final = "rows.jsonl"
 FIGURES: Final = "evaluation.json"
 DECODING: Final = "greedy, 30 s windows, no time stamps"
+PASSAGES: Final = 16
+"""Windows of several test utterances, at most: who understands each sentence may still drop those that follow it."""
 _EXAMPLES: Final = 3
 
 
@@ -79,6 +84,7 @@ def run(run: StepRun) -> None:
     rows.sort(key=lambda row: (row.set, row.row))
     figures = {
         **_figures(rows, base, run.spec.seed),
+        "passages": pair.passages(dataset, run.spec.seed),
         "decoding": DECODING,
         "encoder_precision": str(precision).removeprefix("torch."),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -111,7 +117,30 @@ class _Pair:
             found = zip(batch, *self._decode(dataset, batch), strict=True)
             yield [self._row(name, voices, *one) for one in found]
 
-    def _decode(self, dataset: Dataset, batch: list[Utterance]) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    def passages(self, dataset: Dataset, seed: int) -> dict[str, Any] | None:
+        """How both models bear several test utterances in one window; None when there are none to join."""
+        passages = joined(dataset.of("test"), "evaluate", self._base.written)
+        several = [one for one in passages if len(one.utterances) > 1][:PASSAGES]
+        if not several:
+            return None
+        references = [[self._normalize(part.text) for part in one.utterances] for one in several]
+        words: list[list[Errors]] = []
+        missing: list[int] = []
+        for model, found in zip((self._base, self._custom), self._decode(dataset, several), strict=True):
+            texts = [self._normalize(model.text(one.tokens)) for one in found]
+            words.append([word_errors(" ".join(said), text) for said, text in zip(references, texts, strict=True)])
+            missing.append(sum(dropped(said, text) for said, text in zip(references, texts, strict=True)))
+        return {
+            "windows": len(several),
+            "utterances": sum(map(len, references)),
+            "base": {"wer": round(rate(words[0]), 5), "dropped": missing[0]},
+            "custom": {"wer": round(rate(words[1]), 5), "dropped": missing[1]},
+            "intervals": paired_intervals(words[0], words[1], seed),
+        }
+
+    def _decode(
+        self, dataset: Dataset, batch: Sequence[Utterance | Passage]
+    ) -> tuple[list[Hypothesis], list[Hypothesis]]:
         device = self._base.filters.device
         features = self._base.features(dataset.sound(batch, WINDOW_S).to(device))
         limits = [token_limit(one.seconds) for one in batch]

@@ -92,7 +92,19 @@ def _errors(evaluation: dict[str, Any]) -> list[str]:
         *rows,
         "",
         f"Rare terms heard: base {rare['base_heard']} of {rare['said']}, custom {rare['custom_heard']}.",
+        *_dropped(evaluation.get("passages")),
     ]
+
+
+def _dropped(passages: dict[str, Any] | None) -> list[str]:
+    if passages is None:
+        return []
+    base, custom, windows = passages["base"], passages["custom"], passages["windows"]
+    rates = f"Several sentences in one window ({windows} windows): base {base['wer']:.1%}, custom {custom['wer']:.1%}."
+    left_out = (
+        f"Sentences left out there: base {base['dropped']}, custom {custom['dropped']} of {passages['utterances']}."
+    )
+    return ["", rates, left_out]
 
 
 def _listed(counts: dict[str, Any], unit: str = "") -> str:

@@ -55,10 +55,6 @@ class Plan:
         epoch, place = divmod(step, self.steps_an_epoch)
         return _epoch(len(self.groups), self.groups_a_batch, f"{self.seed}/{epoch}")[place]
 
-    def choice(self, step: int, among: int) -> int:
-        """Which of several recordings of the same utterances is heard at a step."""
-        return random.Random(f"{self.seed}/heard/{step}").randrange(among)  # noqa: S311 - see above
-
     def rate(self, step: int) -> float:
         """Share of the peak learning rate: up in a line, down along a cosine."""
         warmup = max(1.0, self.warmup_fraction * self.steps)

@@ -11,6 +11,8 @@ import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 RESAMPLES: Final = 2_000
+_HARDLY: Final = 0.2
+"""A sentence of which no larger share of the words was heard was dropped."""
 _SPLIT_LETTER: Final = re.compile(r"\s+")
 
 Normalizer = Callable[[str], str]
@@ -53,6 +55,22 @@ def _errors(units: Sequence[str], process: Callable[..., Any], reference: str, h
         return Errors(0, 0, len(hypothesis.split()), 0)
     found = process(reference, hypothesis)
     return Errors(found.substitutions, found.deletions, found.insertions, len(units))
+
+
+def dropped(references: Sequence[str], hypothesis: str) -> int:
+    """How many of the sentences that were spoken one after the other are missing: hardly a word of them was heard."""
+    text = " ".join(references)
+    if not text:
+        return 0
+    kept = [True] * len(text.split())
+    for chunk in jiwer.process_words(text, hypothesis).alignments[0]:
+        if chunk.type == "delete":
+            kept[chunk.ref_start_idx : chunk.ref_end_idx] = [False] * (chunk.ref_end_idx - chunk.ref_start_idx)
+    missing, start = 0, 0
+    for reference in references:
+        heard = kept[start : (start := start + len(reference.split()))]
+        missing += bool(heard) and sum(heard) <= _HARDLY * len(heard)
+    return missing
 
 
 def rate(errors: Sequence[Errors]) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.trainer.audio import SAMPLE_RATE
-from worker.trainer.dataset import Dataset, Utterance
+from worker.trainer.dataset import Dataset, Passage, Utterance
 from worker.trainer.whisper import FRAME, WINDOW_S, Whisper, window_s
 
 TAIL_S: Final = 1.0
@@ -27,7 +27,7 @@ class EncoderStates:
         self,
         model: Whisper,
         dataset: Dataset,
-        utterances: Sequence[Utterance],
+        utterances: Sequence[Utterance | Passage],
         groups: Sequence[Sequence[int]],
         *,
         padding_s: float,
@@ -55,11 +55,11 @@ class EncoderStates:
         frames = max(part.shape[1] for part in parts)
         return torch.cat([_lengthened(part, frames) for part in parts])
 
-    def _longest(self, utterances: Sequence[Utterance]) -> float:
+    def _longest(self, utterances: Sequence[Utterance | Passage]) -> float:
         """Seconds of the longest of them, as it is heard."""
         return max(one.seconds for one in utterances) / self._speed_of(utterances)
 
-    def _speed_of(self, utterances: Sequence[Utterance]) -> float:
+    def _speed_of(self, utterances: Sequence[Utterance | Passage]) -> float:
         """Their speed; what would no longer fit its window when slower is heard as it is."""
         fits = max(one.seconds for one in utterances) / self._speed <= WINDOW_S
         return self._speed if fits else 1.0

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from worker.trainer import checkpoint
 from worker.trainer.build import build_facts
-from worker.trainer.corpus import Corpus
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
 from worker.trainer.failures import bad_data
+from worker.trainer.lessons import Lessons
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
@@ -27,7 +27,8 @@ _SEED_STRIDE: Final = 1_000_003
 
 def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bottom
     """Train from the base, or go on from a checkpoint of this very training; bit-equal either way."""
-    settings, began = run.parameters, time.monotonic()
+    began, replayed = time.monotonic(), Replay.possible(run)
+    settings = run.parameters.settled(replayed=replayed)
     device = processor()
     precision = half_precision(settings.precision, device)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
@@ -42,21 +43,8 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     published = checkpoint.copied(trained)  # for now the base's
     lengths = tuple(one.seconds for one in utterances)
     plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
-    corpora = [
-        Corpus(
-            model,
-            dataset,
-            utterances,
-            plan.groups,
-            padding_s=settings.padding_s,
-            precision=precision,
-            file=run.output / f".states-{speed}",
-            language=run.spec.context.get("language"),
-            speed=speed,
-        )
-        for speed in settings.speeds
-    ]
-    replay = Replay(run, model, teacher, precision) if Replay.possible(run) else None
+    lessons = Lessons(run, settings, model, dataset, utterances, plan, precision)
+    replay = Replay(run, model, teacher, precision) if replayed else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
@@ -70,7 +58,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * plan.rate(step)
         model.decoder.train()
-        batch = corpora[plan.choice(step, len(corpora))].batch(plan.batch(step))
+        batch = lessons.batch(step)
         original = None
         if settings.distillation:
             with torch.no_grad():
@@ -101,7 +89,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         "train_audio_s": round(sum(lengths), 3),
         "train_utterances": len(utterances),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
-        "replayed": replay is not None,
+        "replayed": replayed,
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_from_step": first,

@@ -121,6 +121,10 @@ class Whisper(nn.Module):
         """A transcript's tokens, as Whisper writes it: with a blank in front, without special tokens."""
         return list(self.tokenizer(" " + text.strip(), add_special_tokens=False).input_ids)
 
+    def written(self, text: str) -> int:
+        """How many tokens a transcript takes."""
+        return len(self.words(text))
+
     def text(self, tokens: list[int]) -> str:
         """The transcript that tokens spell."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 SHORT = {
     "speeds": (1.0,),
+    "joined": 0.5,
     "epochs": 2,
     "learning_rate": 5e-3,
     "batch_size": 8,
@@ -140,6 +141,8 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     assert figures["test"]["utterances"] == 6
     assert figures["unseen_voices"]["utterances"] == 2
     assert figures["general"]["utterances"] == 6
+    assert 2 <= figures["passages"]["utterances"] <= 6
+    assert 0 <= figures["passages"]["custom"]["dropped"] <= figures["passages"]["utterances"]
     low, high = figures["test"]["intervals"]["wer_change"]
     assert low <= figures["wer_custom"] - figures["wer_base"] <= high
     rows = evaluate.read_rows(run.output)
@@ -151,7 +154,9 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     left = {one["path"] for one in tiny.read_events(events)[-1]["artifacts"]}
     assert {"model/model.safetensors", "model/README.md", "ctranslate2/model.bin"} <= left
     assert file_digest(run.output / "model/model.safetensors") == file_digest(trained[0] / "model.safetensors")
-    assert "| test | " in (run.output / "model/README.md").read_text()
+    card = (run.output / "model/README.md").read_text()
+    assert "| test | " in card
+    assert f"custom {figures['passages']['custom']['dropped']} of {figures['passages']['utterances']}" in card
 
 
 def test_a_model_that_writes_nothing_only_in_one_shape_is_not_published():
