@@ -25,9 +25,8 @@ class WhisperParameters(BaseModel):
     """Passes over the training split."""
     batch_size: int = Field(default=16, ge=1, le=512)
     """Utterances a step; batches hold utterances of similar length."""
-    learning_rate: float | None = Field(default=None, gt=0, le=1e-1)
-    """Peak of AdamW's rate: linear warm-up, then a cosine down to a tenth of it. Left out: 1.5e-4 where replay holds
-    the model to ordinary speech, 1e-4 where the operator has no general set."""
+    learning_rate: float = Field(default=1.5e-4, gt=0, le=1e-1)
+    """Peak of AdamW's rate: linear warm-up, then a cosine down to a tenth of it."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps in which the rate rises."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -43,12 +42,11 @@ class WhisperParameters(BaseModel):
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
     interpolation: float = Field(default=1.0, gt=0, le=1)
     """How far the published weights go from the base (0) towards the trained ones (1)."""
-    speeds: tuple[Speed, ...] | None = Field(default=None, min_length=1, max_length=9)
-    """Each training step hears its utterances at one of these speeds: other speeds are other voices. Left out: 0.9, 1.0
-    and 1.1 with replay; 1.0 without it."""
+    speeds: tuple[Speed, ...] = Field(default=(0.9, 1.0, 1.1), min_length=1, max_length=9)
+    """Each training step hears its utterances at one of these speeds: other speeds are other voices."""
     joined: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps that hear utterances of one speaker joined with pauses, in windows of up to 30 s: for
-    recordings in which several sentences follow each other. Not the default: it cost ordinary speech (NOTES.md)."""
+    """Share of the steps that hear utterances of one speaker joined with pauses, in windows of up to 30 s: for speech
+    that comes several sentences at a time."""
     replay_speeds: tuple[Speed, ...] = Field(default=(0.85, 0.93, 1.0, 1.08, 1.18), min_length=1, max_length=9)
     """The same for the operator's general set."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -59,23 +57,6 @@ class WhisperParameters(BaseModel):
     shortest_segment_s: float = Field(default=0.3, gt=0)
     fastest_speech_cps: float = Field(default=35.0, gt=0)
     """Characters a second; a transcript above it cannot belong to its audio."""
-
-    def settled(self, *, replayed: bool) -> "SettledParameters":
-        """The same with what was left out filled in, for a training with replay of ordinary speech or without."""
-        defaults: dict[str, Any] = _WITH_REPLAY if replayed else _WITHOUT_REPLAY
-        return SettledParameters(**self.model_dump() | {k: v for k, v in defaults.items() if getattr(self, k) is None})
-
-
-class SettledParameters(WhisperParameters):
-    """Hyper-parameters of one training: nothing is left out."""
-
-    learning_rate: float
-    speeds: tuple[Speed, ...]
-
-
-_WITH_REPLAY: Final = {"learning_rate": 1.5e-4, "speeds": (0.9, 1.0, 1.1)}
-"""More can be learned, from more voices, where something else holds the model to ordinary speech."""
-_WITHOUT_REPLAY: Final = {"learning_rate": 1e-4, "speeds": (1.0,)}
 
 
 class Recipe(BaseModel):

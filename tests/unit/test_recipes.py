@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from schemas import recipes as module
-from schemas.recipes import WHISPER, Recipe, WhisperParameters, recipes, validated
+from schemas.recipes import WHISPER, Recipe, recipes, validated
 from schemas.steps import Step
 
 
@@ -51,13 +51,3 @@ def test_unknown_hyper_parameters_are_refused_by_name():
 
 def test_parameters_come_complete_with_their_defaults():
     assert validated("whisper", {})["epochs"] == WHISPER.parameters().epochs
-
-
-def test_what_is_left_out_depends_on_replay_and_what_is_said_does_not():
-    alone, held = (WhisperParameters().settled(replayed=replayed) for replayed in (False, True))
-    assert alone.learning_rate < held.learning_rate
-    assert len(alone.speeds) < len(held.speeds)
-    said = WhisperParameters(learning_rate=0.05, speeds=(1.5,))
-    for replayed in (False, True):
-        settled = said.settled(replayed=replayed)
-        assert (settled.learning_rate, settled.speeds) == (0.05, (1.5,))

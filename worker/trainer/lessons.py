@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from schemas.recipes import SettledParameters
 from worker.trainer.corpus import Batch, Corpus
 from worker.trainer.dataset import Dataset, Utterance
 from worker.trainer.passages import joined
@@ -21,13 +20,13 @@ class Lessons:
     def __init__(  # noqa: PLR0913 - what it works on, and how
         self,
         run: StepRun,
-        settings: SettledParameters,
         model: Whisper,
         dataset: Dataset,
         utterances: Sequence[Utterance],
         plan: Plan,
         precision: torch.dtype,
     ) -> None:
+        settings = run.parameters
         self._plan, self._share, self._seed = plan, settings.joined, run.spec.seed
         corpus = partial(
             Corpus,

@@ -27,8 +27,7 @@ _SEED_STRIDE: Final = 1_000_003
 
 def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bottom
     """Train from the base, or go on from a checkpoint of this very training; bit-equal either way."""
-    began, replayed = time.monotonic(), Replay.possible(run)
-    settings = run.parameters.settled(replayed=replayed)
+    settings, began = run.parameters, time.monotonic()
     device = processor()
     precision = half_precision(settings.precision, device)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
@@ -43,8 +42,8 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     published = checkpoint.copied(trained)  # for now the base's
     lengths = tuple(one.seconds for one in utterances)
     plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
-    lessons = Lessons(run, settings, model, dataset, utterances, plan, precision)
-    replay = Replay(run, model, teacher, precision) if replayed else None
+    lessons = Lessons(run, model, dataset, utterances, plan, precision)
+    replay = Replay(run, model, teacher, precision) if Replay.possible(run) else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
@@ -89,7 +88,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         "train_audio_s": round(sum(lengths), 3),
         "train_utterances": len(utterances),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
-        "replayed": replayed,
+        "replayed": replay is not None,
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_from_step": first,

@@ -28,7 +28,7 @@ def lessons(model, base, dataset, folder, **parameters):
     data = Dataset(dataset)
     utterances = data.of("train")
     plan = Plan(tuple(one.seconds for one in utterances), 8, 2, run.spec.seed, 0.1)
-    return Lessons(run, run.parameters.settled(replayed=False), model, data, utterances, plan, torch.float32)
+    return Lessons(run, model, data, utterances, plan, torch.float32)
 
 
 def seen(batch):
