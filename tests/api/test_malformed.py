@@ -5,6 +5,9 @@ import json
 import os
 import sys
 
+POOL = 8
+"""Connections to the database that the server may still open as it needs them; one leak a request would be 160."""
+
 
 async def test_malformed_uploads_are_refused_with_a_code_and_leave_nothing(services):
     environment = os.environ | {"TEST_DATABASE_URL": services.database_url}
@@ -15,4 +18,4 @@ async def test_malformed_uploads_are_refused_with_a_code_and_leave_nothing(servi
     result = json.loads(out.decode().splitlines()[-1].removeprefix("RESULT "))
     assert process.returncode == 0, result
     assert result["wrong"] == []
-    assert result["descriptors"][1] <= result["descriptors"][0]
+    assert result["descriptors"][1] <= result["descriptors"][0] + POOL
