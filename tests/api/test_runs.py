@@ -143,6 +143,8 @@ async def test_the_log_is_read_whole_by_range_and_by_its_tail(live, customer):
     )
     last = await customer.http.get(path + "/log", headers={"Range": "bytes=-4"})
     assert last.content == text[-4:]
+    nothing = await customer.http.get(path + "/log", headers={"Range": "bytes=-0"})
+    assert (nothing.status_code, nothing.headers["content-range"]) == (416, f"bytes */{len(text)}")
     beyond = await customer.http.get(path + "/log", headers={"Range": f"bytes={len(text)}-"})
     assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(text)}")
 

@@ -111,16 +111,16 @@ def _range(header: str | None, size: int) -> tuple[int, int]:
     """From and before which byte; a header we do not understand asks for everything, as the standard says.
 
     Raises:
-        Refused: it begins behind the end.
+        Refused: it begins behind the end, or asks for the last no bytes.
     """
     asked = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header or "")
     if asked is None or asked.group(0) == "bytes=-":
         return 0, size
     first, last = asked.groups()
-    if not first:
-        return max(0, size - int(last)), size
-    start = int(first)
-    end = min(size, int(last) + 1) if last else size
+    if not first and int(last) and not size:
+        return 0, 0  # the end of an empty log is all of it
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
     if start >= size or end <= start:
         raise Refused("range_not_satisfiable", "The log ends before.", headers={"Content-Range": f"bytes */{size}"})
     return start, end
