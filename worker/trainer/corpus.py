@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worker.trainer.dataset import Dataset, Utterance
 from worker.trainer.objective import Targets
+from worker.trainer.ranks import ALONE, Ranks
 from worker.trainer.states import EncoderStates
 from worker.trainer.whisper import Whisper
 
@@ -53,17 +54,26 @@ class Corpus:
         file: Path,
         language: str | None,
         speed: float = 1.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._groups = groups
         self._device = model.filters.device
         self._targets = Targets(model, [one.text for one in utterances], language)
         self._states = EncoderStates(
-            model, dataset, utterances, groups, padding_s=padding_s, precision=precision, file=file, speed=speed
+            model,
+            dataset,
+            utterances,
+            groups,
+            padding_s=padding_s,
+            precision=precision,
+            file=file,
+            speed=speed,
+            ranks=ranks,
         )
 
-    def batch(self, groups: Sequence[int]) -> Batch:
-        """The utterances of these groups."""
+    def batch(self, groups: Sequence[int], whole: Sequence[int] = ()) -> Batch:
+        """The utterances of these groups, a share of the whole batch where there is one."""
         indices = [index for group in groups for index in self._groups[group]]
         inputs, wanted = self._targets.batch(indices, self._device)
         asked = wanted >= 0
-        return Batch(self._states.of(groups).float(), inputs, asked, wanted[asked], self._targets.projection)
+        return Batch(self._states.of(groups, whole).float(), inputs, asked, wanted[asked], self._targets.projection)
