@@ -207,6 +207,18 @@ class TestLocal(Conformance):
         assert seen["CUDA_VISIBLE_DEVICES"] == "0"
         await handle.kill()
 
+    async def test_a_training_of_several_processes_takes_a_device_for_each_or_none(self, steps: Steps, tmp_path: Path):
+        options = {"devices": ["0", "1", "2"], "device_locks": str(tmp_path / "locks"), "processes": 2}
+        first = await steps.start("stall", options=options)
+        with pytest.raises(LauncherUnavailable, match="no_device"):
+            await steps.start("stall", attempt=2, options=options)
+        alone = await steps.start("stall", attempt=3, options=options | {"processes": 1})
+        await first.kill()
+        await alone.kill()
+        await (await steps.start("environment", attempt=4, options=options)).wait()
+        seen = json.loads((steps.output / "environment.json").read_text())["environment"]
+        assert (seen["CUDA_VISIBLE_DEVICES"], seen["TRAINER_PROCESSES"]) == ("0,1", "2")
+
     async def test_a_hundred_steps_leave_no_descriptor_process_or_folder(self, steps: Steps, tmp_path: Path):
         launcher = steps.launcher(command=("/bin/true",))
 

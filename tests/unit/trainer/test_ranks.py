@@ -5,6 +5,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -115,13 +116,13 @@ async def test_two_processes_train_what_one_trains(trainings):
 
     alone, _ = await trainings.run("alone", 1)
     together, events = await trainings.run("together", 2)
-    assert curve(together, "loss") == pytest.approx(curve(alone, "loss"), rel=1e-3)
-    assert curve(together, "dev_loss") == pytest.approx(curve(alone, "dev_loss"), rel=1e-3)
+    assert curve(together, "loss") == pytest.approx(curve(alone, "loss"), rel=1e-4)
+    assert curve(together, "dev_loss") == pytest.approx(curve(alone, "dev_loss"), rel=1e-4)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (together, alone))
     base = load_file(trainings.inputs["base"] / "model.safetensors")
     moved = sum(float((theirs[name] - base[name]).square().sum()) for name in base) ** 0.5
     apart = sum(float((theirs[name] - ours[name]).square().sum()) for name in base) ** 0.5
-    assert apart < 0.01 * moved
+    assert apart < 1e-4 * moved
     assert isinstance(events[-1], Result)
     assert events[-1].figures["processes"] == 2
     assert [event.steps_done for event in events if isinstance(event, Metric) and event.name == "loss"] == [
@@ -140,6 +141,9 @@ async def test_asked_to_stop_all_stop_after_the_same_step_and_go_on_to_the_same_
     assert isinstance(stopped, StepStopped), (stopped, trainings.log().read_text())
     [*_, checkpoint] = [event for event in last if isinstance(event, Checkpoint)]
     assert checkpoint.steps_done == stopped.steps_done < 12
+    shutil.copytree(trainings.folder / "train", trainings.folder / "fewer")
+    fewer, _ = await trainings.run("fewer", 1, epochs=4, checkpoint_every_s=0)
+    assert curve(fewer, "loss") == pytest.approx(curve(whole, "loss"), rel=1e-4)
     again, events = await trainings.run("train", 2, epochs=4, checkpoint_every_s=0)
     assert events[-1].figures["resumed_from_step"] == stopped.steps_done
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
