@@ -143,7 +143,8 @@ class Settings(BaseSettings):
     def _devices_are_enough(self) -> Self:
         """A training that wants more devices than there are would wait for them for ever."""
         devices = self.device_list()
-        if devices and "cpu" not in devices and len(devices) < self.trainer_processes:
+        enough = "cpu" in devices or len(devices) >= self.trainer_processes
+        if self.launcher == "local" and devices and not enough:
             raise ValueError(
                 f"WORKER_TRAINER_PROCESSES={self.trainer_processes} needs as many devices, "
                 f"WORKER_DEVICES={self.devices} names {len(devices)}"

@@ -223,10 +223,8 @@ def _rank(  # noqa: PLR0913 - what `_launched` has for it
     emitter = Emitter(events.fileno() if number == 0 else silence)
     try:
         _join(number, count, folder)
-        work(StepRun(spec, parameters, emitter, asked), Ranks(number, count))
+        word = _worked(work, StepRun(spec, parameters, emitter, asked), Ranks(number, count))
         distributed.destroy_process_group()
-    except StepStoppedError as stopped:
-        return Stopped(steps_done=stopped.steps_done)
     except RankLostError:
         # Ending by ourselves we could be taken for the one that was lost: the agent ends us when it has seen it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -236,6 +234,14 @@ def _rank(  # noqa: PLR0913 - what `_launched` has for it
         traceback.print_exc()
         _say(folder, classified(error))
         os._exit(FAILURE_EXIT_CODE)  # not by an exception: the agent would say it a second time
+    return word
+
+
+def _worked(work: Work, run: StepRun, ranks: Ranks) -> Stopped | None:
+    try:
+        work(run, ranks)
+    except StepStoppedError as stopped:
+        return Stopped(steps_done=stopped.steps_done)
     return None
 
 

@@ -24,7 +24,8 @@ from worker.errors import StepFailed
 from worker.launchers.local import LocalLauncher, LocalOptions
 from worker.launchers.processes import marked_processes
 from worker.launchers.verdict import StepDone, StepStopped, classify
-from worker.trainer.ranks import ALONE, Ranks
+from worker.trainer.failures import StepFailureError
+from worker.trainer.ranks import ALONE, Ranks, in_ranks
 
 pytestmark = [
     pytest.mark.trainer,
@@ -190,6 +191,42 @@ async def test_what_one_of_them_finds_wrong_is_what_the_step_says(trainings, tmp
     failed = classify(await (await trainings.start()).wait())
     assert isinstance(failed, StepFailed)
     assert (failed.failure_class, failed.code) == (FailureClass.DATA, "no_training_data")
+
+
+def out_of_memory_in_one(run, ranks):
+    """Rank 1 fails while the others wait for it."""
+    for step in range(3):
+        if ranks.number == 1 and step == 2:
+            raise MemoryError
+        ranks.sums(step)
+
+
+def ended_in_one(run, ranks):
+    ranks.sums(0)
+    if ranks.number == 1:
+        os._exit(3)
+    ranks.sums(1)
+
+
+def differing(run, ranks):
+    ranks.agreed(7 + ranks.number)
+
+
+@pytest.mark.parametrize(
+    ("work", "failure_class", "code"),
+    [
+        (out_of_memory_in_one, FailureClass.OUT_OF_MEMORY, "out_of_memory"),
+        (ended_in_one, FailureClass.CRASHED, "exit_3"),
+        (differing, FailureClass.INFRASTRUCTURE, "disk"),
+    ],
+)
+def test_the_first_failure_among_them_is_the_steps(tmp_path, monkeypatch, work, failure_class, code):
+    for name, value in ((PROCESSES, "2"), ("OMP_NUM_THREADS", "2"), ("LOGLEVEL", "ERROR"), ("PYTHONPATH", str(ROOT))):
+        monkeypatch.setenv(name, value)
+    run, _ = tiny.step_run(Step.TRAIN, tmp_path / "train", {})
+    with pytest.raises(StepFailureError) as failed:
+        in_ranks(run, work)
+    assert (failed.value.failure_class, failed.value.code) == (failure_class, code)
 
 
 def test_one_process_alone_is_given_back_what_it_gives():
