@@ -1,7 +1,7 @@
 """Utterances ready for the decoder: what was heard, what has been written, what should come next."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ class Batch:
     """The next tokens at those places, as places in the projection [asked]."""
     projection: Tensor
     """Embeddings of the tokens that can be chosen [kept tokens, width]."""
+    counted: bool = True
+    """Not so where it only keeps a process busy that has no part in this batch."""
+
+    @property
+    def tokens(self) -> int:
+        """How many wanted tokens it counts for."""
+        return len(self.wanted) * self.counted
 
     def scores(self, decoder: Any, precision: torch.dtype) -> Tensor:
         """What a decoder thinks of each possible next token, float32 [asked, kept tokens]."""
@@ -56,7 +63,7 @@ class Corpus:
         speed: float = 1.0,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._groups = groups
+        self._groups, self._ranks = groups, ranks
         self._device = model.filters.device
         self._targets = Targets(model, [one.text for one in utterances], language)
         self._states = EncoderStates(
@@ -71,8 +78,13 @@ class Corpus:
             ranks=ranks,
         )
 
+    def share(self, groups: Sequence[int]) -> Batch:
+        """This process's part of these groups, of which the others have the rest."""
+        mine, counted = self._ranks.share(groups)
+        return replace(self.batch(mine, groups), counted=counted)
+
     def batch(self, groups: Sequence[int], whole: Sequence[int] = ()) -> Batch:
-        """The utterances of these groups, a share of the whole batch where there is one."""
+        """The utterances of these groups, as they are among those of the whole batch."""
         indices = [index for group in groups for index in self._groups[group]]
         inputs, wanted = self._targets.batch(indices, self._device)
         asked = wanted >= 0

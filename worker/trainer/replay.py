@@ -59,10 +59,8 @@ class Replay:
         """
         source = random.Random(f"replay/{self._seed}/{step}")  # noqa: S311 - the same choice again is the point
         start = source.randrange(max(1, len(self._groups) - _GROUPS_A_STEP + 1))
-        wanted = range(start, min(start + _GROUPS_A_STEP, len(self._groups)))
-        groups, counted = self._ranks.share(wanted)
-        batch = source.choice(self._corpora).batch(groups, wanted)
-        part = self._ranks.part(len(batch.wanted) * counted)
+        batch = source.choice(self._corpora).share(range(start, min(start + _GROUPS_A_STEP, len(self._groups))))
+        part = self._ranks.part(batch.tokens)
         with torch.no_grad():
             original = batch.scores(self._teacher, self._precision)
         return part * drift(batch.scores(student, self._precision), original)

@@ -78,10 +78,8 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whol
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * plan.rate(step)
         model.decoder.train()
-        whole = plan.batch(step)
-        groups, counted = ranks.share(whole)
-        batch = corpora[plan.choice(step, len(corpora))].batch(groups, whole)
-        part = ranks.part(len(batch.wanted) * counted)
+        batch = corpora[plan.choice(step, len(corpora))].share(plan.batch(step))
+        part = ranks.part(batch.tokens)
         original = None
         if settings.distillation:
             with torch.no_grad():
