@@ -6,6 +6,7 @@ gradients are summed: the batch, and so the schedule and the result, are those o
 which numbers are added.
 """
 
+import logging
 import os
 import signal
 import tempfile
@@ -141,7 +142,6 @@ def in_ranks(run: StepRun, work: Work) -> None:
         )
     threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // count))  # read by the children's torch; ours is loaded
-    os.environ.setdefault("LOGLEVEL", "ERROR")  # torchrun warns that it leaves signals to us, as it is meant to
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         stopped = _launched(run, work, count, Path(folder))
     if stopped is not None:
@@ -155,6 +155,8 @@ def _launched(run: StepRun, work: Work, count: int, folder: Path) -> Stopped | N
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
 
+    # it would warn that it leaves signals to us, as it is meant to
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
     launch = elastic_launch(
         LaunchConfig(
             min_nodes=1,
