@@ -164,6 +164,20 @@ class TestLocal(Conformance):
         assert ended.reason is EndReason.SUPERVISOR_LOST
         assert not everybody(steps.run_id)
 
+    async def test_host_that_stood_still_loses_no_step(self, steps: Steps, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("worker.launchers.local_handle._OVERDUE_S", 2.0)
+        handle = await steps.start("succeed", lease_s=1.0, steps=200)
+        await until(lambda: steps.has("step", 3))
+        frozen = [marked.process for marked in everybody(steps.run_id)]
+        for process in frozen:
+            process.send(signal.SIGSTOP)
+        time.sleep(4)  # the owner stands still as well
+        for process in frozen:
+            process.send(signal.SIGCONT)
+        await until(lambda: handle.paused)
+        handle.feed(LONG_S)
+        assert isinstance(classify(await handle.wait()), StepDone)
+
     async def test_trainer_woken_by_a_stranger_while_paused_is_stopped_again(self, steps: Steps):
         handle = await steps.start("succeed", steps=100_000)
         await until(lambda: steps.has("step", 3))
