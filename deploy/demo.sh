@@ -5,6 +5,7 @@
 #   bash deploy/demo.sh                    the whole story, once
 #   bash deploy/demo.sh --keep             leaves everything running to play with, and says how to stop it
 #   bash deploy/demo.sh --launcher local   where the trainer runs: local, ray or slurm
+#   bash deploy/demo.sh --processes 2      how many processes train the model together, under torchrun
 #
 # WORKER_AMQP_URL with WORKER_DATABASE_URL name services of your own to use instead of private ones.
 set -euo pipefail

@@ -15,6 +15,8 @@ FAILURE_EXIT_CODE: Final = 65
 """EX_DATAERR: the step said why in a ``failure`` event."""
 ATTEMPT_MARK: Final = "TRAINING_ATTEMPT"
 """Environment variable ``<run id>:<attempt>`` by which every process of an attempt is found on its host."""
+PROCESSES: Final = "TRAINER_PROCESSES"
+"""Environment variable: how many processes the step may spread over on its host; unset is one."""
 
 
 class Step(StrEnum):

@@ -40,6 +40,7 @@ def _local(settings: Settings) -> LocalLauncher:
             patience_s=settings.patience_s,
             memory_limit_bytes=settings.trainer_memory_bytes,
             threads=settings.trainer_threads or None,
+            processes=settings.trainer_processes,
             devices=settings.device_list(),
             device_locks=settings.device_locks,
             added_environment={"PYTHONPATH": _SOURCE},
@@ -77,6 +78,7 @@ def _remote(settings: Settings, cluster: Cluster) -> RemoteLauncher:
             patience_s=settings.patience_s,
             memory_limit_bytes=settings.trainer_memory_bytes,
             threads=settings.trainer_threads or None,
+            processes=settings.trainer_processes,
             added_environment={"PYTHONPATH": _SOURCE},
         ),
     )

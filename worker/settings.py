@@ -44,9 +44,13 @@ class Settings(BaseSettings):
         default=0, ge=0, description="most memory of a trainer and its children; 0: no limit"
     )
     trainer_threads: int = Field(default=0, ge=0, description="processor threads of a trainer; 0: all of the machine")
+    trainer_processes: int = Field(
+        default=1, ge=1, le=64, description="processes, each with a GPU or a share of the threads, that train one model"
+    )
     devices: str = Field(
         default="",
-        description="comma-separated devices of this host, one held by each step; empty: not limited",
+        description="comma-separated devices of this host, one held by each step and by each process of a training; "
+        "empty: not limited",
     )
     device_locks: Path = Field(
         default=Path("/tmp/speech-training-devices"), description="folder of the host's device locks"
@@ -133,6 +137,18 @@ class Settings(BaseSettings):
                     f"it must lie in WORKER_EXCHANGE={self.exchange}"
                 )
         self.ray_header_map()
+        return self
+
+    @model_validator(mode="after")
+    def _devices_are_enough(self) -> Self:
+        """A training that wants more devices than there are would wait for them for ever."""
+        devices = self.device_list()
+        enough = "cpu" in devices or len(devices) >= self.trainer_processes
+        if self.launcher == "local" and devices and not enough:
+            raise ValueError(
+                f"WORKER_TRAINER_PROCESSES={self.trainer_processes} needs as many devices, "
+                f"WORKER_DEVICES={self.devices} names {len(devices)}"
+            )
         return self
 
     def ray_header_map(self) -> dict[str, str]:

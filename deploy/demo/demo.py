@@ -45,11 +45,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="deploy/demo.sh", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     parser.add_argument("--launcher", choices=("local", "ray", "slurm"), default="local")
+    parser.add_argument("--processes", type=int, default=1, help="how many train the model together")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever ends us, `stop` below runs
     folder = Path(tempfile.mkdtemp(prefix="speech-demo-"))
     folder.chmod(0o711)  # where Postgres must run as another user, that user has to reach its own folder in here
-    demo = Demo(folder, options.launcher)
+    demo = Demo(folder, options.launcher, options.processes)
     try:
         status = demo.run()
         if options.keep:
@@ -69,9 +70,9 @@ def main() -> int:
 class Demo:
     """Everything that is started here is stopped here."""
 
-    def __init__(self, folder: Path, launcher: str) -> None:
+    def __init__(self, folder: Path, launcher: str, processes: int) -> None:
         self._folder = folder
-        self._launcher = launcher
+        self._launcher, self._processes = launcher, processes
         self._services: LocalServices | None = None
         self._log = folder / "worker.log"
         self._clusters = contextlib.ExitStack()
@@ -101,6 +102,7 @@ class Demo:
         glance_at_metrics(f"http://127.0.0.1:{observe_port}/metrics")
         where_things_are(storage, run, self._log)
         result = {"training_status": run["status"], **shown, "launcher": self._launcher, "seconds": seconds}
+        result["processes"] = self._processes
         if self._launcher != "local":
             result["cluster_jobs"] = self._cluster_jobs(run_id)
         print("RESULT " + json.dumps(result), flush=True)
@@ -147,6 +149,7 @@ class Demo:
             "WORKER_SCRATCH": str(self._folder / "scratch"),
             "WORKER_CACHE": str(self._folder / "cache"),
             "WORKER_LAUNCHER": self._launcher,
+            "WORKER_TRAINER_PROCESSES": str(self._processes),
             "WORKER_EXCHANGE": str(self._folder),  # one machine: the cluster's node sees the same files
             "WORKER_OBSERVE_PORT": "0",
             "WORKER_POLL_S": "1",

@@ -22,6 +22,7 @@ Cases:
 17. output is captured in the log, bounded, with its beginning and its end
 18. a program that cannot be executed ends with the class infrastructure
 19. killing twice, feeding and asking after the end are harmless
+20. a training is told over how many processes it may spread
 """
 
 import asyncio
@@ -399,6 +400,11 @@ class Conformance:
         for name, target in facts["descriptors"].items():
             if name not in {"0", "1", "2", "3"}:
                 assert target == str(steps.witness) or "/proc/" in target
+
+    async def test_training_is_told_over_how_many_processes_it_may_spread(self, steps: Steps):
+        await (await steps.start("environment", options={"processes": 3})).wait()
+        facts = json.loads((steps.output / "environment.json").read_text())
+        assert facts["environment"]["TRAINER_PROCESSES"] == "3"
 
     async def test_output_is_in_the_log(self, steps: Steps):
         handle = await steps.start("chatty", lines=1000)

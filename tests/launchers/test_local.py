@@ -164,6 +164,20 @@ class TestLocal(Conformance):
         assert ended.reason is EndReason.SUPERVISOR_LOST
         assert not everybody(steps.run_id)
 
+    async def test_host_that_stood_still_loses_no_step(self, steps: Steps, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("worker.launchers.local_handle._OVERDUE_S", 2.0)
+        handle = await steps.start("succeed", lease_s=1.0, steps=200)
+        await until(lambda: steps.has("step", 3))
+        frozen = [marked.process for marked in everybody(steps.run_id)]
+        for process in frozen:
+            process.send(signal.SIGSTOP)
+        time.sleep(4)  # the owner stands still as well
+        for process in frozen:
+            process.send(signal.SIGCONT)
+        await until(lambda: handle.paused)
+        handle.feed(LONG_S)
+        assert isinstance(classify(await handle.wait()), StepDone)
+
     async def test_trainer_woken_by_a_stranger_while_paused_is_stopped_again(self, steps: Steps):
         handle = await steps.start("succeed", steps=100_000)
         await until(lambda: steps.has("step", 3))
@@ -206,6 +220,18 @@ class TestLocal(Conformance):
         seen = json.loads((steps.output / "environment.json").read_text())["environment"]
         assert seen["CUDA_VISIBLE_DEVICES"] == "0"
         await handle.kill()
+
+    async def test_a_training_of_several_processes_takes_a_device_for_each_or_none(self, steps: Steps, tmp_path: Path):
+        options = {"devices": ["0", "1", "2"], "device_locks": str(tmp_path / "locks"), "processes": 2}
+        first = await steps.start("stall", options=options)
+        with pytest.raises(LauncherUnavailable, match="no_device"):
+            await steps.start("stall", attempt=2, options=options)
+        alone = await steps.start("stall", attempt=3, options=options | {"processes": 1})
+        await first.kill()
+        await alone.kill()
+        await (await steps.start("environment", attempt=4, options=options)).wait()
+        seen = json.loads((steps.output / "environment.json").read_text())["environment"]
+        assert (seen["CUDA_VISIBLE_DEVICES"], seen["TRAINER_PROCESSES"]) == ("0,1", "2")
 
     async def test_a_hundred_steps_leave_no_descriptor_process_or_folder(self, steps: Steps, tmp_path: Path):
         launcher = steps.launcher(command=("/bin/true",))

@@ -90,6 +90,16 @@ def test_cluster_that_cannot_see_our_files_is_named_at_start(
         read_settings()
 
 
+def test_a_training_that_could_never_have_its_devices_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_TRAINER_PROCESSES", "3")
+    for devices in ("", "cpu", "0,1,2"):
+        monkeypatch.setenv("WORKER_DEVICES", devices)
+        assert read_settings().trainer_processes == 3
+    monkeypatch.setenv("WORKER_DEVICES", "0,1")
+    with pytest.raises(ValidationError, match="WORKER_TRAINER_PROCESSES=3"):
+        read_settings()
+
+
 def test_what_steps_ask_of_a_cluster_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {
         "WORKER_EXCHANGE": "/shared",

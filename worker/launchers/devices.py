@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.launchers.environment import CPU
+
 
 @dataclass(frozen=True, slots=True)
 class HeldDevice:
@@ -26,18 +28,25 @@ class Devices:
         self._folder = folder
         self._names = tuple(names)
 
-    def hold_one(self) -> HeldDevice | None:
-        """The first free device, or None when every one is taken."""
+    def hold(self, count: int) -> list[HeldDevice]:
+        """So many free devices, the first ones; none when there are not so many. ``cpu`` is enough for any number."""
         self._folder.mkdir(mode=0o1777, parents=True, exist_ok=True)
+        held: list[HeldDevice] = []
         for name in self._names:
+            if name == CPU and held:
+                continue  # it does not go with others
             descriptor = self._open(self._folder / f"device-{name}.lock")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
             else:
-                return HeldDevice(name, descriptor)
-        return None
+                held.append(HeldDevice(name, descriptor))
+                if name == CPU or len(held) == count:
+                    return held
+        for device in held:  # all or none: two steps that wait for each other's would wait for ever
+            os.close(device.descriptor)
+        return []
 
     def _open(self, path: Path) -> int:
         # an existing file first: in a shared folder the kernel may forbid O_CREAT on another user's file

@@ -1,12 +1,14 @@
 """The environment a trainer sees: an allow-list, so that a credential cannot slip in by being new."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from schemas.steps import ATTEMPT_MARK, StepSpec
+from schemas.steps import ATTEMPT_MARK, PROCESSES, StepSpec
 
+CPU: Final = "cpu"
+"""The device that stands for having none."""
 _PASSED: Final = (
     "PATH",
     "LANG",
@@ -19,13 +21,14 @@ _PASSED: Final = (
 """Names taken over from the worker's own environment."""
 
 
-def trainer_environment(
+def trainer_environment(  # noqa: PLR0913 - everything that decides it
     spec: StepSpec,
     scratch: Path,
     *,
     added: Mapping[str, str],
-    device: str | None,
+    devices: Sequence[str],
     threads: int | None,
+    processes: int = 1,
 ) -> dict[str, str]:
     """All that a step's process gets to see.
 
@@ -33,13 +36,16 @@ def trainer_environment(
         spec: the step; only its mark (run and attempt) comes from it.
         scratch: the step's private folder: home, temporary files and working directory.
         added: what the operator adds on purpose, for instance PYTHONPATH.
-        device: the CUDA device to show; ``cpu`` hides them all; None leaves the choice to the program.
+        devices: the CUDA devices to show; ``cpu`` hides them all; none leaves the choice to the program.
         threads: processor threads for numerical libraries; None leaves it to them.
+        processes: how many the step may spread over.
     """
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
     environment |= {"HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else device
+    if processes > 1:
+        environment[PROCESSES] = str(processes)
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(name for name in devices if name != CPU)
     return environment | dict(added) | {ATTEMPT_MARK: f"{spec.run_id}:{spec.attempt}"}

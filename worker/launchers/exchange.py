@@ -50,6 +50,7 @@ class Order(BaseModel):
     log_limit_bytes: int
     niceness: int
     threads: int | None
+    processes: int = 1
     added_environment: dict[str, str]
     garbage_limit: int
 

@@ -46,6 +46,8 @@ class LocalOptions:
     log_limit_bytes: int = 64 * 2**20
     niceness: int = 5
     threads: int | None = None
+    processes: int = 1
+    """Over how many the step ``train`` spreads; each has a device of its own where devices are named."""
     devices: Sequence[str] = ()
     """CUDA devices, or ``cpu`` any number of times; empty: not limited here."""
     device_locks: Path = Path("/tmp/speech-training-devices")  # noqa: S108 - one for the host
@@ -66,19 +68,21 @@ class LocalLauncher:
         """See ``Launcher.start``."""
         if lease_s <= 0:
             raise LauncherUnavailable("no_right", "the right to run ended before the step began")
-        held = self._devices.hold_one()
-        if self._options.devices and held is None:
-            raise LauncherUnavailable("no_device", f"all of {', '.join(self._options.devices)} are taken")
+        processes = self._options.processes if spec.step is Step.TRAIN else 1
+        held = self._devices.hold(processes)
+        if self._options.devices and not held:
+            wanted = f"{processes} of {', '.join(self._options.devices)} are not free"
+            raise LauncherUnavailable("no_device", wanted)
         scratch = self._options.scratch_root / f"{spec.run_id}-{spec.attempt}-{spec.step}"
         try:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = self._spawn(spec, lease_s, log, scratch, held)
+            handle = self._spawn(spec, lease_s, log, scratch, held, processes)
         except OSError as error:
             # no process, descriptor, memory or disk to be had: the host's trouble, not the run's
             raise LauncherUnavailable("cannot_fork", str(error)) from error
         finally:
-            if held is not None:
-                os.close(held.descriptor)  # the supervisor's copy holds the lock now
+            for device in held:
+                os.close(device.descriptor)  # the supervisor's copy holds the lock now
         self._handles.add(handle)
         handle.on_end(lambda: self._let_go(handle, scratch))
         return handle
@@ -104,11 +108,11 @@ class LocalLauncher:
         """End every step that still runs."""
         await asyncio.gather(*(handle.kill() for handle in tuple(self._handles)))
 
-    def _spawn(self, spec: StepSpec, lease_s: float, log: Path, scratch: Path, held: HeldDevice | None) -> LocalHandle:
+    def _spawn(  # noqa: PLR0913 - what `start` has found out
+        self, spec: StepSpec, lease_s: float, log: Path, scratch: Path, held: Sequence[HeldDevice], processes: int
+    ) -> LocalHandle:
         wires = Wires.open(spec, log)
-        passed = [wires.trainer_events, wires.spec]
-        if held is not None:
-            passed.append(held.descriptor)
+        passed = [wires.trainer_events, wires.spec, *(device.descriptor for device in held)]
         arguments = (
             f"events={wires.trainer_events}",
             f"spec={wires.spec}",
@@ -122,8 +126,9 @@ class LocalLauncher:
             spec,
             scratch,
             added=self._options.added_environment,
-            device=held.name if held else None,
+            devices=[device.name for device in held],
             threads=self._options.threads,
+            processes=processes,
         )
         try:
             supervisor = subprocess.Popen(  # noqa: S603 - our own program

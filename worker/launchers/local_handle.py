@@ -115,7 +115,7 @@ class LocalHandle:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(wires.status, self._read_status)
         self._loop.add_reader(wires.events, self._read_events)
-        self._overdue = self._loop.call_later(lease_s + _OVERDUE_S, self._supervisor_overdue)
+        self._overdue = self._loop.call_later(lease_s, self._right_over)
 
     @property
     def spec(self) -> StepSpec:
@@ -151,7 +151,7 @@ class LocalHandle:
             return
         self._say(f"feed {now() + remaining_s:.3f}")
         self._overdue.cancel()
-        self._overdue = self._loop.call_later(max(remaining_s, 0) + _OVERDUE_S, self._supervisor_overdue)
+        self._overdue = self._loop.call_later(max(remaining_s, 0), self._right_over)
 
     async def ask_stop(self) -> None:
         """See ``Handle.ask_stop``."""
@@ -222,6 +222,10 @@ class LocalHandle:
             self._loop.call_later(_BREATH_S, self._read_on)
         else:
             self._loop.add_reader(self._wires.events, self._read_events)
+
+    def _right_over(self) -> None:
+        # Counted from here, not from the end of the right: a host that stood still wakes both of us at once.
+        self._overdue = self._loop.call_later(_OVERDUE_S, self._supervisor_overdue)
 
     def _supervisor_overdue(self) -> None:
         if not self._paused and self._finishing is None:

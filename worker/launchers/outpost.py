@@ -122,6 +122,7 @@ class Outpost:
             log_limit_bytes=order.log_limit_bytes,
             niceness=order.niceness,
             threads=order.threads,
+            processes=order.processes,
             added_environment=given | order.added_environment,
             garbage_limit=order.garbage_limit,
         )

@@ -36,6 +36,8 @@ class RemoteOptions:
     log_limit_bytes: int = 64 * 2**20
     niceness: int = 0
     threads: int | None = None
+    processes: int = 1
+    """Over how many, on its node, the step ``train`` spreads."""
     added_environment: Mapping[str, str] = field(default_factory=dict)
     garbage_limit: int = 100
 
@@ -162,6 +164,7 @@ class RemoteLauncher:
                 log_limit_bytes=options.log_limit_bytes,
                 niceness=options.niceness,
                 threads=options.threads,
+                processes=options.processes,
                 added_environment=dict(options.added_environment),
                 garbage_limit=options.garbage_limit,
             ),

@@ -1,7 +1,7 @@
 """Utterances ready for the decoder: what was heard, what has been written, what should come next."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worker.trainer.dataset import Dataset, Passage, Utterance
 from worker.trainer.objective import Targets
+from worker.trainer.ranks import ALONE, Ranks
 from worker.trainer.states import EncoderStates
 from worker.trainer.whisper import Whisper
 
@@ -28,6 +29,13 @@ class Batch:
     """The next tokens at those places, as places in the projection [asked]."""
     projection: Tensor
     """Embeddings of the tokens that can be chosen [kept tokens, width]."""
+    counted: bool = True
+    """Not so where it only keeps a process busy that has no part in this batch."""
+
+    @property
+    def tokens(self) -> int:
+        """How many wanted tokens it counts for."""
+        return len(self.wanted) * self.counted
 
     def scores(self, decoder: Any, precision: torch.dtype) -> Tensor:
         """What a decoder thinks of each possible next token, float32 [asked, kept tokens]."""
@@ -53,17 +61,31 @@ class Corpus:
         file: Path,
         language: str | None,
         speed: float = 1.0,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._groups = groups
+        self._groups, self._ranks = groups, ranks
         self._device = model.filters.device
         self._targets = Targets(model, [one.text for one in utterances], language)
         self._states = EncoderStates(
-            model, dataset, utterances, groups, padding_s=padding_s, precision=precision, file=file, speed=speed
+            model,
+            dataset,
+            utterances,
+            groups,
+            padding_s=padding_s,
+            precision=precision,
+            file=file,
+            speed=speed,
+            ranks=ranks,
         )
 
-    def batch(self, groups: Sequence[int]) -> Batch:
-        """The utterances of these groups."""
+    def share(self, groups: Sequence[int]) -> Batch:
+        """This process's part of these groups, of which the others have the rest."""
+        mine, counted = self._ranks.share(groups)
+        return replace(self.batch(mine, groups), counted=counted)
+
+    def batch(self, groups: Sequence[int], whole: Sequence[int] = ()) -> Batch:
+        """The utterances of these groups, as they are among those of the whole batch."""
         indices = [index for group in groups for index in self._groups[group]]
         inputs, wanted = self._targets.batch(indices, self._device)
         asked = wanted >= 0
-        return Batch(self._states.of(groups).float(), inputs, asked, wanted[asked], self._targets.projection)
+        return Batch(self._states.of(groups, whole).float(), inputs, asked, wanted[asked], self._targets.projection)

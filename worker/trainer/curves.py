@@ -13,6 +13,7 @@ from worker.trainer import checkpoint
 from worker.trainer.corpus import Corpus
 from worker.trainer.dataset import Dataset
 from worker.trainer.plan import Plan
+from worker.trainer.ranks import Ranks
 from worker.trainer.step import StepRun
 from worker.trainer.whisper import WINDOW_S, Whisper
 
@@ -26,8 +27,8 @@ _PRINT_EVERY: Final = 10
 class Curves:
     """Watches a training, and picks its weights by the development split when there is one."""
 
-    def __init__(self, run: StepRun, model: Whisper, dataset: Dataset, precision: torch.dtype) -> None:
-        self._run, self._model, self._precision = run, model, precision
+    def __init__(self, run: StepRun, ranks: Ranks, model: Whisper, dataset: Dataset, precision: torch.dtype) -> None:
+        self._run, self._ranks, self._model, self._precision = run, ranks, model, precision
         dev = dataset.of("dev")[:DEV_UTTERANCES]
         self._dev = dev if len(dev) >= FEWEST_DEV_UTTERANCES else []
         self._seconds = [0.0]
@@ -49,6 +50,7 @@ class Curves:
                 precision=precision,
                 file=run.output / ".states-dev",
                 language=run.spec.context.get("language"),
+                ranks=ranks,
             )
 
     def took_step(self, done: int, plan: Plan, loss: float, trained: dict[str, Tensor]) -> None:
@@ -74,13 +76,15 @@ class Curves:
                 self._best_loss, self._best_step, self._best = dev, done, checkpoint.copied(trained)
 
     def _dev_loss(self) -> float:
-        decoder, total, count = self._model.decoder.eval(), 0.0, 0
-        for group in range(len(self._groups)):
+        decoder, total, count = self._model.decoder.eval(), 0.0, 0.0
+        mine, counted = self._ranks.share(range(len(self._groups)))
+        for group in mine if counted else ():
             batch = self._corpus.batch([group])
             with torch.no_grad():
                 found = batch.scores(decoder, self._precision)
             total += float(functional.cross_entropy(found, batch.wanted, reduction="sum"))
             count += len(batch.wanted)
+        total, count = self._ranks.sums(total, count)
         return total / count
 
     def best_or(self, last: dict[str, Tensor]) -> dict[str, Tensor]:

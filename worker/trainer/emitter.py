@@ -18,7 +18,7 @@ class Emitter:
     """Writes events to a descriptor; the end of its reader is the end of this process."""
 
     def __init__(self, descriptor: int = EVENTS_DESCRIPTOR) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._last_progress = 0.0
         self.dropped = 0
 
@@ -34,7 +34,7 @@ class Emitter:
             return
         try:
             while line:
-                line = line[os.write(self._descriptor, line) :]
+                line = line[os.write(self.descriptor, line) :]
         except OSError as error:
             if error.errno in {errno.EPIPE, errno.EBADF, errno.ECONNRESET}:
                 os._exit(ORPHANED_EXIT_CODE)
@@ -48,6 +48,6 @@ class Emitter:
             self._last_progress = now
         # A pipe is writable when PIPE_BUF bytes fit: a line no longer than that can then not block.
         poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
+        poll.register(self.descriptor, select.POLLOUT)
         ready = poll.poll(0)
         return len(line) <= _ATOMIC and bool(ready)

@@ -10,6 +10,7 @@ from worker.trainer.corpus import Batch, Corpus
 from worker.trainer.dataset import Dataset, Utterance
 from worker.trainer.passages import joined
 from worker.trainer.plan import Plan
+from worker.trainer.ranks import Ranks
 from worker.trainer.step import StepRun
 from worker.trainer.whisper import Whisper
 
@@ -20,6 +21,7 @@ class Lessons:
     def __init__(  # noqa: PLR0913 - what it works on, and how
         self,
         run: StepRun,
+        ranks: Ranks,
         model: Whisper,
         dataset: Dataset,
         utterances: Sequence[Utterance],
@@ -35,6 +37,7 @@ class Lessons:
             padding_s=settings.padding_s,
             precision=precision,
             language=run.spec.context.get("language"),
+            ranks=ranks,
         )
         self._single = [
             corpus(utterances, plan.groups, file=run.output / f".states-{speed}", speed=speed)
@@ -44,12 +47,12 @@ class Lessons:
         alone = [[index] for index in range(len(self._passages))]
         self._joined = corpus(self._passages, alone, file=run.output / ".states-joined") if self._share else None
 
-    def batch(self, step: int) -> Batch:
-        """Utterances of similar length, or passages that hold as many."""
+    def share(self, step: int) -> Batch:
+        """This process's share of utterances of similar length, or of passages that hold as many."""
         source = random.Random(f"{self._seed}/heard/{step}")  # noqa: S311 - the same choice again is the point
         if self._joined and source.random() < self._share:
-            return self._joined.batch(self._some_passages(source))
-        return source.choice(self._single).batch(self._plan.batch(step))
+            return self._joined.share(self._some_passages(source))
+        return source.choice(self._single).share(self._plan.batch(step))
 
     def _some_passages(self, source: random.Random) -> list[int]:
         chosen: list[int] = []

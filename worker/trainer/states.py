@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worker.trainer.audio import SAMPLE_RATE
 from worker.trainer.dataset import Dataset, Passage, Utterance
+from worker.trainer.ranks import ALONE, Ranks
 from worker.trainer.whisper import FRAME, WINDOW_S, Whisper, window_s
 
 TAIL_S: Final = 1.0
@@ -34,6 +35,7 @@ class EncoderStates:
         precision: torch.dtype,
         file: Path,
         speed: float = 1.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._model, self._dataset = model, dataset
         self._groups = [[utterances[index] for index in group] for group in groups]
@@ -41,18 +43,21 @@ class EncoderStates:
         self._frames = [_frames(self._longest(group)) for group in self._groups]
         sizes = [len(group) * frames for group, frames in zip(self._groups, self._frames, strict=True)]
         self._starts = [0, *np.cumsum(sizes).tolist()]
-        self._done = [False] * len(groups)
         width = model.config.d_model
         self._kept: Tensor | None = None
         if 2 * width * self._starts[-1] <= KEPT_BYTES_LIMIT:
-            file.unlink(missing_ok=True)
-            kept = np.memmap(file, np.int16, "w+", shape=(self._starts[-1], width))
+            # whichever process first has a group in its share computes it, for all of them
+            kept = ranks.shared_array(file, np.int16, (self._starts[-1], width))
             self._kept = torch.from_numpy(kept).view(torch.bfloat16)
+            self._done = ranks.shared_array(file.with_name(f"{file.name}-done"), np.bool_, (len(groups),))
 
-    def of(self, groups: Sequence[int]) -> Tensor:
-        """States [utterances, frames, width] of these groups; shorter groups end in repeated silence."""
+    def of(self, groups: Sequence[int], whole: Sequence[int] = ()) -> Tensor:
+        """States [utterances, frames, width] of these groups; shorter groups end in repeated silence.
+
+        Where they are a share of a batch they are as long as the whole batch would be: silence is heard, too.
+        """
         parts = [self._group(group) for group in groups]
-        frames = max(part.shape[1] for part in parts)
+        frames = max(self._frames[group] for group in whole or groups)
         return torch.cat([_lengthened(part, frames) for part in parts])
 
     def _longest(self, utterances: Sequence[Utterance | Passage]) -> float:

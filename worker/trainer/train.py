@@ -13,11 +13,12 @@ from worker.trainer import checkpoint
 from worker.trainer.build import build_facts
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
-from worker.trainer.failures import bad_data
+from worker.trainer.failures import StepStoppedError, bad_data
 from worker.trainer.lessons import Lessons
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
+from worker.trainer.ranks import Ranks, in_ranks
 from worker.trainer.replay import Replay
 from worker.trainer.step import StepRun, write_atomically, write_json
 from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
@@ -25,7 +26,12 @@ from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 _SEED_STRIDE: Final = 1_000_003
 
 
-def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bottom
+def run(run: StepRun) -> None:
+    """Train, in as many processes as the step may have."""
+    in_ranks(run, train)
+
+
+def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whole training, top to bottom
     """Train from the base, or go on from a checkpoint of this very training; bit-equal either way."""
     settings, began = run.parameters, time.monotonic()
     device = processor()
@@ -42,42 +48,50 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
     published = checkpoint.copied(trained)  # for now the base's
     lengths = tuple(one.seconds for one in utterances)
     plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
-    lessons = Lessons(run, model, dataset, utterances, plan, precision)
-    replay = Replay(run, model, teacher, precision) if Replay.possible(run) else None
+    lessons = Lessons(run, ranks, model, dataset, utterances, plan, precision)
+    replay = Replay(run, ranks, model, teacher, precision) if Replay.possible(run) else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
-    curves = Curves(run, model, dataset, precision)
+    curves = Curves(run, ranks, model, dataset, precision)
     identity = checkpoint.identity(run)
-    first = resumed(run, identity, trained, optimizer, curves)
+    first = ranks.agreed(resumed(run, identity, trained, optimizer, curves))
     last_checkpoint = time.monotonic()
 
     for step in range(first, plan.steps):
-        torch.manual_seed(run.spec.seed * _SEED_STRIDE + step)  # dropout: a function of the step, nothing to save
+        # dropout: a function of the step and the process, nothing to save
+        torch.manual_seed(run.spec.seed * _SEED_STRIDE + step + (ranks.number << 52))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * plan.rate(step)
         model.decoder.train()
-        batch = lessons.batch(step)
+        batch = lessons.share(step)
+        part = ranks.part(batch.tokens)
         original = None
         if settings.distillation:
             with torch.no_grad():
                 original = batch.scores(teacher, precision)
         total, known = loss(batch.scores(model.decoder, precision), batch.wanted, original, settings.distillation)
+        total = part * total
         if replay:
             total = total + settings.replay * replay.drift(step, model.decoder)
         total.backward()
+        ranks.sum_gradients(trained.values())
         torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
 
         done = step + 1
-        curves.took_step(done, plan, float(known.detach()), trained)
+        mean, stop = ranks.sums(part * float(known.detach()), run.stop.requested)  # they stop after the same step
+        curves.took_step(done, plan, mean, trained)
         due = time.monotonic() - last_checkpoint >= settings.checkpoint_every_s
-        if (due and done < plan.steps) or run.stop.requested:
+        if ranks.first and ((due and done < plan.steps) or stop):
             state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
             checkpoint.save(run, done, identity, {**state, "curves": curves.state()})
             last_checkpoint = time.monotonic()
-            run.stop.check(done)
+        if stop:
+            raise StepStoppedError(done)
+    if not ranks.first:
+        return
 
     for name, weight in curves.best_or(trained).items():
         published[name].lerp_(weight.detach().cpu(), settings.interpolation)
@@ -89,6 +103,7 @@ def run(run: StepRun) -> None:  # noqa: PLR0915 - the whole training, top to bot
         "train_utterances": len(utterances),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
         "replayed": replay is not None,
+        "processes": ranks.count,
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_from_step": first,
