@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any, Final, assert_never
@@ -14,7 +14,7 @@ from aiormq.abc import DeliveredMessage
 
 from worker.broker import Backoff, pause, stay_connected, translated
 from worker.errors import BrokerAway, DatabaseAway, DatabaseRefused
-from worker.intake.dead_letters import dead_letter
+from worker.intake.burying import Bury, burying
 from worker.intake.feed import Feed, feeding
 from worker.intake.handler import Accepted, Again, Dead, DeadReason, Duplicate, Properties, judge, understand
 from worker.intake.topology import declare
@@ -28,8 +28,6 @@ BATCH: Final = 100
 """Half of the prefetch: while one batch is being committed the next is on its way."""
 LOOKS: Final = 5
 """How often a request is tried again whose obstacle vanished between two looks."""
-
-_Refused = asyncio.Queue[tuple[DeliveredMessage, Dead]]
 
 _log = structlog.get_logger(__name__)
 
@@ -97,9 +95,9 @@ class Intake:
         while not self._stop.is_set():
             unregistered: list[Request] = []
             try:
-                async with feeding(connection, self._prefetch) as feed, self._burying(feed, dead) as refused:
+                async with feeding(connection, self._prefetch) as feed, burying(feed, dead, self._metrics) as bury:
                     self._now(consuming=True)
-                    await self._until_stop(self._consume(feed, refused, unregistered))
+                    await self._until_stop(self._consume(feed, bury, unregistered))
             except (DatabaseAway, DatabaseRefused) as error:
                 # The block is left: consumer cancelled, everything in flight back in the queue.
                 _log.warning("intake_waits_for_database", error=str(error), returned=len(unregistered))
@@ -107,18 +105,6 @@ class Intake:
                 await self._until_stop(self._database_back(connection, unregistered))
             finally:
                 self._now(consuming=False)
-
-    @asynccontextmanager
-    async def _burying(self, feed: Feed, dead: Publisher) -> AsyncIterator[_Refused]:
-        refused: _Refused = asyncio.Queue()
-        burying = asyncio.ensure_future(self._bury(feed, dead, refused))
-        burying.add_done_callback(lambda _: feed.lose("nobody buries dead letters any more"))
-        try:
-            yield refused
-        finally:
-            burying.cancel()
-            with suppress(asyncio.CancelledError):
-                await burying
 
     def _now(self, *, consuming: bool) -> None:
         if consuming != self.consuming:
@@ -139,7 +125,7 @@ class Intake:
                 task.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
 
-    async def _consume(self, feed: Feed, refused: _Refused, unregistered: list[Request]) -> None:
+    async def _consume(self, feed: Feed, bury: Bury, unregistered: list[Request]) -> None:
         while True:
             batch = await feed.take(BATCH)
             began = datetime.now(UTC)
@@ -153,7 +139,7 @@ class Intake:
             for message, verdict in zip(batch, verdicts, strict=True):
                 final = verdict if isinstance(verdict, Dead) else next(left)
                 if isinstance(final, Dead):
-                    refused.put_nowait((message, final))
+                    bury(message, final)
                 else:
                     safe.append(message)
             await feed.ack(safe)
@@ -226,39 +212,6 @@ class Intake:
         if all(isinstance(result, DatabaseRefused) for result in created.values()):
             raise refusal
         return created
-
-    async def _bury(self, feed: Feed, dead: Publisher, refused: _Refused) -> None:
-        """Publish what was refused as dead letters, and ack each that the broker has confirmed.
-
-        Beside the intake of requests, never before it: a queue of dead letters that takes nothing holds back at most
-        as many good requests as the prefetch has room for.
-        """
-        while True:
-            taken = [await refused.get()]
-            while not refused.empty():
-                taken.append(refused.get_nowait())
-            try:
-                await self._buried(feed, dead, taken)
-            except BrokerAway as error:
-                # None of them is acked: they come again, on a new connection that has declared the queue.
-                feed.lose(str(error))
-                return
-
-    async def _buried(self, feed: Feed, dead: Publisher, taken: Sequence[tuple[DeliveredMessage, Dead]]) -> None:
-        now = datetime.now(UTC)
-        answers = await dead.publish([dead_letter(message, verdict, now) for message, verdict in taken])
-        failures = [answer for answer in answers if answer is not None]
-        if failures:
-            raise BrokerAway(f"{len(failures)} dead letters were not confirmed: {failures[0]}")
-        await feed.ack([message for message, _ in taken])
-        for message, verdict in taken:
-            self._metrics.messages.labels(verdict.reason.value).inc()
-            _log.warning(
-                "dead_letter",
-                reason=verdict.reason.value,
-                detail=verdict.detail,
-                message_id=message.header.properties.message_id,
-            )
 
     def _count(self, settled: Sequence[Accepted | Duplicate | Dead]) -> None:
         self._metrics.messages.labels("accepted").inc(sum(isinstance(verdict, Accepted) for verdict in settled))

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker.trainer import checkpoint
+from worker.trainer.batches import Batches
 from worker.trainer.build import build_facts
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
 from worker.trainer.failures import StepStoppedError, bad_data
-from worker.trainer.lessons import Lessons
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
@@ -48,7 +48,7 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whol
     published = checkpoint.copied(trained)  # for now the base's
     lengths = tuple(one.seconds for one in utterances)
     plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
-    lessons = Lessons(run, ranks, model, dataset, utterances, plan, precision)
+    batches = Batches(run, ranks, model, dataset, utterances, plan, precision)
     replay = Replay(run, ranks, model, teacher, precision) if Replay.possible(run) else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
@@ -64,7 +64,7 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whol
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * plan.rate(step)
         model.decoder.train()
-        batch = lessons.share(step)
+        batch = batches.share(step)
         part = ranks.part(batch.tokens)
         original = None
         if settings.distillation:

@@ -10,6 +10,7 @@ from schemas.steps import Step
 from tests.unit.trainer import tiny
 from worker.trainer import prepare
 from worker.trainer.failures import StepStoppedError
+from worker.trainer.verdicts import fingerprint
 
 
 def prepared(tmp_path, rows, **parameters):
@@ -158,3 +159,13 @@ def test_prepare_stops_when_asked(tmp_path):
     with pytest.raises(StepStoppedError):
         prepare.run(run)
     assert not (run.output / "dataset").exists()
+
+
+def test_sound_that_differs_in_one_sample_is_no_duplicate():
+    sound = np.random.default_rng(0).integers(-20_000, 20_000, 64_003).astype(np.int16)
+    for place in (0, 7, 31, 64_001):
+        other = sound.copy()
+        other[place] += 1
+        assert fingerprint(other) != fingerprint(sound), place
+    assert fingerprint(sound.copy()) == fingerprint(sound)
+    assert fingerprint(sound[:-1]) != fingerprint(sound)

@@ -15,7 +15,7 @@ from worker.trainer.step import StepRun
 from worker.trainer.whisper import Whisper
 
 
-class Lessons:
+class Batches:
     """The training split in all the ways in which it is heard; which one is a function of the step's number."""
 
     def __init__(  # noqa: PLR0913 - what it works on, and how
