@@ -246,6 +246,7 @@ async def own_line(private_services: LocalServices) -> AsyncIterator[Line]:
         broker.start()
     async with connected(broker.amqp_url(), "test") as connection:
         await declare(connection)
+    await asyncio.to_thread(broker.wait_until_queues_are_on_disk)  # a test may kill the broker at once
     async with line_to(broker.amqp_url()) as made:
         await (await made.channel.get_queue("training.runs")).purge()
         yield made

@@ -291,9 +291,7 @@ async def test_a_killed_broker_costs_no_event_and_no_order(private_services: Loc
     async with line_to(broker.amqp_url()) as line:
         queue = await line.channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
         await queue.bind("training", "training.run.*")
-    # RabbitMQ 3.10 forgets a quorum queue whose entry in this file was not yet written when it is killed.
-    [names] = broker.folder.glob("data/*/quorum/*/names.dets")
-    await until(lambda: b"kept" in names.read_bytes(), "the queue being written down")
+    await asyncio.to_thread(broker.wait_until_queues_are_on_disk)
     ids = await _registered(shop, 600)
     relay = Relay(broker.amqp_url(), OutboxStore(shop.database), declare, metrics, every_s=0.1)
     async with running(relay):
