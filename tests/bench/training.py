@@ -51,7 +51,7 @@ def step(name: str, output: Path, inputs: dict[str, Path], seed: int, **paramete
     output.mkdir(parents=True, exist_ok=True)
     spec = {
         "run_id": str(RUN), "attempt": 1, "step": name, "recipe": WHISPER.name, "recipe_version": WHISPER.version,
-        "seed": seed, "parameters": validated(WHISPER.name, parameters), "output": str(output),
+        "seed": seed, "parameters": validated(WHISPER.name, parameters | {"seed": seed}), "output": str(output),
         "inputs": {key: str(path) for key, path in inputs.items()},
     }  # fmt: skip
     reading, writing = os.pipe()
@@ -151,9 +151,8 @@ def prepared(base: Path, folder: Path) -> tuple[float, Path]:
 def ours(seed: int, base: Path, data: Path, folder: Path, targets: dict[str, float]) -> dict[str, Any]:
     """Train with a seed: the whole training's seconds, and those until each target is reached."""
     trained_s, events = step(
-        "train", folder / "train", {"base": base, "dataset": data}, seed,
-        seed=seed, checkpoint_every_s=CHECKPOINT_EVERY_S,
-    )  # fmt: skip
+        "train", folder / "train", {"base": base, "dataset": data}, seed, checkpoint_every_s=CHECKPOINT_EVERY_S
+    )
     reached = [(s, folder / "kept" / Path(e["path"]).name) for s, e in events if e["event"] == "checkpoint"]
     found: dict[str, Any] = {"whole_s": round(trained_s, 1), "load": os.getloadavg()[0]}
     for name, target in sorted(targets.items(), key=lambda known: -known[1]):
