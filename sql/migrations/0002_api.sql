@@ -127,7 +127,7 @@ begin
         where c.organization_id = d.organization_id;
     update model_order m set last_modified = n.last_modified, training_status = n.training_status
         from new_models n join old_models o using (id)
-        where m.custom_model_id = n.id
+        where m.custom_model_id = any (array(select id from new_models)) and m.custom_model_id = n.id
             and (n.last_modified, n.training_status) is distinct from (o.last_modified, o.training_status);
     -- Looked at first: the worker, which may not delete here, moves runs of models that are deleted already.
     if exists (select from new_models n join old_models o using (id) where n.deleted_at is not null and o.deleted_at is null) then

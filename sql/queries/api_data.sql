@@ -95,7 +95,7 @@ select r.id, r.address, r.custom_model_id,
 from removals r
 where r.created_at < now() - interval '1 hour'
     and not exists (select from removals y where y.address = r.address and y.created_at >= now() - interval '1 hour')
-    and not exists (select from training_runs a where a.custom_model_id = r.custom_model_id and a.status in (2, 3))
+    and not exists (select from training_runs a where a.custom_model_id = r.custom_model_id and a.ended_at is null)
 order by r.id limit $1
 for update of r skip locked
 
@@ -108,7 +108,7 @@ delete from removals where id = any ($1::bigint[])
 select m.id, m.organization_id, array(select r.id from training_runs r where r.custom_model_id = m.id) as runs
 from custom_models m
 where m.deleted_at is not null and m.purged_at is null
-    and not exists (select from training_runs a where a.custom_model_id = m.id and a.status in (2, 3))
+    and not exists (select from training_runs a where a.custom_model_id = m.id and a.ended_at is null)
 order by m.deleted_at limit 1
 for update of m skip locked
 

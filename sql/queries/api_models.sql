@@ -10,7 +10,7 @@ join custom_models m on m.id = w.id and m.deleted_at is null
 -- What a watcher compares: the model's move counter and its active run's progress.
 select m.id, m.last_modified, m.training_status, m.usable_ms, m.data_items, r.phase, r.percent
 from custom_models m
-left join training_runs r on r.custom_model_id = m.id and r.status in (2, 3)
+left join training_runs r on r.custom_model_id = m.id and r.ended_at is null
 where m.id = any ($1::bigint[]) and m.deleted_at is null
 
 -- name: lock_organization

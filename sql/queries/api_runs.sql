@@ -26,4 +26,4 @@ where r.id = $2 and m.id = $1 and m.deleted_at is null and m.organization_id = c
 -- name: active_run
 -- The run that a model is busy with.
 select id, status, attempt, inputs is not null as fixed, started_at from training_runs
-where custom_model_id = $1 and status in (2, 3)
+where custom_model_id = $1 and ended_at is null

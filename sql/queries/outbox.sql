@@ -4,7 +4,8 @@
 with head as materialized (
     select o.id, o.run_id
     from outbox o
-    where not exists (select from outbox e where e.run_id = o.run_id and (e.sequence, e.id) < (o.sequence, o.id))
+    where not exists (
+            select from outbox e where e.run_id = o.run_id and (e.sequence, e.id) < (o.sequence, o.id) offset 0)
         and not o.run_id = any ($2::uuid[])
     order by o.id
     limit $1

@@ -38,7 +38,7 @@ select w.run_id,
     coalesce(r.custom_model_id = w.custom_model_id and r.organization_id = w.organization_id, false) as same_ids,
     m.id is not null as model_known,
     m.deleted_at is not null as model_deleted,
-    (select a.id from training_runs a where a.custom_model_id = m.id and a.status in (2, 3)) as active_run_id
+    (select a.id from training_runs a where a.custom_model_id = m.id and a.ended_at is null) as active_run_id
 from unnest($1::uuid[], $2::bigint[], $3::bigint[]) as w (run_id, custom_model_id, organization_id)
 left join training_runs r on r.id = w.run_id
 left join custom_models m on m.id = w.custom_model_id and m.organization_id = w.organization_id
@@ -63,12 +63,12 @@ with locked as materialized (
     -- Nobody is served beyond this turn: with as many organizations as slots, one more each up to the busiest.
     select max(running) + 1 + greatest(0, $2::int - count(*)) as turn from locked
 ), candidate as materialized (
-    select r.id, r.base_language_id, l.last_claimed_at,
+    select r.id, r.status, r.base_language_id, l.last_claimed_at,
         l.running + row_number() over (partition by l.id order by r.priority desc, r.due_at, r.id) as turn
     from locked l
     cross join level
     cross join lateral (
-        select w.id, w.base_language_id, w.priority, w.due_at
+        select w.id, w.status, w.base_language_id, w.priority, w.due_at
         from training_runs w
         where w.organization_id = l.id and w.status = 2 and w.due_at <= db_now()
             and not exists (select from base_languages b where b.id = w.base_language_id and b.running >= b.max_running)
@@ -82,11 +82,11 @@ with locked as materialized (
     order by b.id
     for no key update
 ), ranked as (
-    select c.id, c.turn, c.last_claimed_at, b.free,
+    select c.id, c.status, c.turn, c.last_claimed_at, b.free,
         row_number() over (partition by c.base_language_id order by c.turn, c.last_claimed_at nulls first, c.id) as base_turn
     from candidate c join base b on b.id = c.base_language_id
 ), chosen as (
-    select id, row_number() over (order by turn, last_claimed_at nulls first, id) as n
+    select id, status, row_number() over (order by turn, last_claimed_at nulls first, id) as n
     from ranked
     where base_turn <= free
     order by turn, last_claimed_at nulls first, id
@@ -99,7 +99,7 @@ with locked as materialized (
         waited_s = r.waited_s + greatest(0, extract(epoch from db_now() - r.due_at)),
         phase = 'load', percent = 0, eta_s = null, progress_at = db_now()
     from chosen c
-    where r.id = c.id and r.status = 2
+    where r.id = c.id and r.status = c.status
     returning r.*, c.n
 ), history as (
     insert into run_transitions (id, run_id, sequence, from_status, to_status, attempt, worker_id)
@@ -138,11 +138,11 @@ where t.id = any ($1::uuid[])
 -- name: renew_leases
 -- Renew every lease of a worker at once; what is not returned is lost to it.
 with mine as materialized (
-    select r.id
-    from unnest($2::uuid[], $3::int[]) as m (id, attempt)
-    join training_runs r on r.id = m.id and r.attempt = m.attempt and r.status = 3 and r.worker_id = $1
-    order by r.id
-    for update of r
+    select m.id
+    from (select * from unnest($2::uuid[], $3::int[]) as m (id, attempt) order by id) m
+    cross join lateral (
+        select from training_runs r where r.id = m.id and r.attempt = m.attempt and r.status = 3 and r.worker_id = $1
+        for update) r
 )
 update training_runs r
 set lease_expires_at = db_now() + $4::double precision * interval '1 second'
@@ -154,11 +154,12 @@ returning r.id, r.attempt, r.cancel_requested_at is not null as cancel_requested
 -- Write how far runs are; only the owner of the attempt can.
 with told as materialized (
     select p.*
-    from unnest($1::uuid[], $2::int[], $3::text[], $4::real[], $5::real[], $6::jsonb[])
-        as p (id, attempt, phase, percent, eta_s, live)
-    join training_runs r on r.id = p.id and r.attempt = p.attempt and r.status = 3
-    order by r.id
-    for update of r
+    from (
+        select * from unnest($1::uuid[], $2::int[], $3::text[], $4::real[], $5::real[], $6::jsonb[])
+            as p (id, attempt, phase, percent, eta_s, live)
+        order by id) p
+    cross join lateral (
+        select from training_runs r where r.id = p.id and r.attempt = p.attempt and r.status = 3 for update) r
 )
 update training_runs r
 set phase = p.phase, percent = p.percent, eta_s = p.eta_s, live = p.live, progress_at = db_now()
@@ -237,20 +238,21 @@ with wanted as materialized (
 ), organization as materialized (
     select o.id
     from organizations o
-    where o.id = any (array(
-        select r.organization_id from training_runs r join wanted w on w.run_id = r.id))
+    where o.id = any (array(select (select r.organization_id from training_runs r where r.id = w.run_id) from wanted w))
     order by o.id
     for no key update
 ), owned as materialized (
     -- The count is always true; it makes the organizations' locks come first.
-    select r.id, r.custom_model_id, r.base_language_id, r.cancel_requested_at
-    from wanted w
-    join training_runs r on r.id = w.run_id and r.attempt = w.attempt and r.status = w.from_status
-    where (select count(*) from organization) >= 0
-        and (not coalesce(w.only_if_lease_dead, false) or r.lease_expires_at < db_now())
-        and (not coalesce(w.only_if_overdue, false) or r.wait_until < db_now())
-    order by r.id
-    for update of r
+    select o.*
+    from (select * from wanted order by run_id) w
+    cross join lateral (
+        select r.id, r.custom_model_id, r.base_language_id, r.cancel_requested_at
+        from training_runs r
+        where r.id = w.run_id and r.attempt = w.attempt and r.status = w.from_status
+            and (select count(*) from organization) >= 0
+            and (not coalesce(w.only_if_lease_dead, false) or r.lease_expires_at < db_now())
+            and (not coalesce(w.only_if_overdue, false) or r.wait_until < db_now())
+        for update) o
 ), model as materialized (
     select m.id, m.deleted_at,
         (select coalesce(max(v.number), 0) + 1 from model_versions v where v.custom_model_id = m.id) as next_number
@@ -321,14 +323,14 @@ select w.run_id, w.transition_id, coalesce(m.status, t.to_status) as status, m.i
     coalesce(m.sequence, t.sequence) as sequence
 from wanted w
 left join moved m on m.id = w.run_id
-left join run_transitions t on t.id = w.transition_id
+left join lateral (select * from run_transitions t where t.id = w.transition_id offset 0) t on true
 
 -- name: orphans
 -- Runs whose lease has died, the longest dead first: what rescue works on.
 select r.id, r.attempt, r.failures, r.hand_overs, r.worker_id, r.phase,
     extract(epoch from db_now() - r.lease_expires_at)::double precision as dead_s
 from training_runs r
-where r.status = 3 and r.lease_expires_at < db_now()
+where r.status = 3 and r.worker_id is not null and r.lease_expires_at < db_now()
 order by r.lease_expires_at
 limit $1
 

@@ -22,7 +22,7 @@ select
     (select count(*) from organizations where waiting > 0) as organizations_waiting,
     (select coalesce(max(waiting), 0) from organizations where waiting > 0) as longest_queue,
     (select coalesce(sum(running), 0)::bigint from organizations where running > 0) as running,
-    (select count(*) from training_runs r where r.status = 3 and r.lease_expires_at < db_now()) as expired_leases,
+    (select count(*) from training_runs r where r.worker_id is not null and r.lease_expires_at < db_now()) as expired_leases,
     w.workers, w.slots
 from (
     select count(*) as workers, coalesce(sum(slots), 0)::bigint as slots from workers

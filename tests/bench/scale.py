@@ -1,4 +1,4 @@
-"""What claim, heartbeat, lists and sweep cost as tables grow: 1 thousand, 100 thousand, 1 million runs.
+"""What claim, heartbeat, settling, lists and sweep cost as tables grow: 1 thousand, 100 thousand, 1 million runs.
 
     bash tests/bench.sh scale [--sizes 1000,100000,1000000] [--organizations 10000] [--looks 40]
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.local.postgres import create_database, drop_database
-from worker.store.database import Connection, Database
+from worker.store.database import Connection, Database, Record
 from worker.store.migrations import migrate
 from worker.store.queries import queries
 
@@ -110,15 +110,31 @@ async def statements(database: Database) -> dict[str, tuple[str, Callable[[], tu
     runs, outbox, lists, api = queries("runs"), queries("outbox"), queries("api_lists"), queries("api_runs")
     held = await database.fetch("select id, attempt from training_runs where status = 3 order by id limit 100")
     fences = [row["id"] for row in held], [row["attempt"] for row in held]
+    told = (["train"] * len(held), [50.0] * len(held), [60.0] * len(held), [{}] * len(held))
     model = (await database.fetch("select custom_model_id as id from training_runs order by id limit 1"))[0]["id"]
     return {
         "claim": (runs["claim_runs"], lambda: (WORKER, SLOTS, 60.0, [uuid.uuid4() for _ in range(SLOTS)])),
         "heartbeat": (runs["renew_leases"], lambda: (WORKER, *fences, 60.0)),
+        "progress": (runs["record_progress"], lambda: (*fences, *told)),
+        "settle": (runs["settle_runs"], lambda: ([ended(row) for row in held[:SLOTS]],)),
         "sweep_orphans": (runs["orphans"], lambda: (100,)),
         "sweep_overdue": (runs["overdue_waiting"], lambda: (100,)),
         "list_models": (lists["by_name_asc"], lambda: (1, 0, 25)),
         "list_runs_of_model": (api["runs_page"], lambda: (model, 0, 25)),
         "relay": (outbox["lock_unsent"], lambda: (300, [])),
+    }
+
+
+def ended(run: Record) -> dict[str, Any]:
+    """The move of a running run to its success, as ``settle_runs`` reads it."""
+    return {
+        "run_id": str(run["id"]),
+        "attempt": run["attempt"],
+        "from_status": 3,
+        "to_status": 4,
+        "transition_id": str(uuid.uuid4()),
+        "figures": {},
+        "gate": "no_improvement",
     }
 
 

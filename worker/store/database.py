@@ -39,9 +39,15 @@ async def translated() -> AsyncIterator[None]:
         raise DatabaseRefused(f"{type(error).__name__}: {error}") from error
 
 
-# Every statement of ours finds its rows by an index. A plan that was made while a table was empty walks through all of
-# it, and is kept by prepared statements and foreign key checks long after the table has grown; compiling saves nothing.
-_SESSION: Final = {"enable_seqscan": "off", "jit": "off", "plan_cache_mode": "force_generic_plan"}
+# Every statement of ours finds its rows by an index, in the index's order. A plan that was made while a table was empty
+# walks through all of it, and is kept by prepared statements and foreign key checks long after the table has grown;
+# compiling saves nothing.
+_SESSION: Final = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
 
 
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:
