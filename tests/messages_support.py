@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import aio_pika
 
+from worker.domain.run import Request
 from worker.store.database import Database
 from worker.store.models import ModelStore
-from worker.store.runs import Limits, Request, RunStore
+from worker.store.runs import Limits, RunStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.status import Gate
 from worker.domain.outcome import Outcome, Succeeded, Version
+from worker.domain.run import Claim, Request
 from worker.store.database import Connection, Database
 from worker.store.models import ModelStore
-from worker.store.runs import Limits, Request, RunStore, Settled
+from worker.store.runs import Limits, RunStore, Settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,12 +85,15 @@ class Stage:
         """A run in the queue, of a new model."""
         owner = organization if organization is not None else await self.organization()
         request = Request(uuid.uuid4(), await self.model(owner, base), owner, self.clock.now, **changes)
-        assert await self.runs.register(request)
+        assert await self.runs.register([request]) == [True]
         return request.run_id
+
+    async def claim(self, worker: str, slots: int, lease_s: float = 60.0) -> list[ClaimedRun]:
+        return await self.runs.claim(Claim.of(worker, lease_s, slots))
 
     async def running(self, worker: str = "w1", lease_s: float = 60.0) -> ClaimedRun:
         run_id = await self.queued()
-        claimed = await self.runs.claim(worker, 1, lease_s)
+        claimed = await self.claim(worker, 1, lease_s)
         assert [run.id for run in claimed] == [run_id]
         return claimed[0]
 

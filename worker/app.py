@@ -143,7 +143,7 @@ class App:
         self._tidier = Tidier(self._runs, parts.storage, every_s=settings.sweep_s, clock=clock)
         amqp_url = settings.amqp_url.get_secret_value()
         self._relay = Relay(amqp_url, self._outbox, declare, self.metrics, tracing=self._tracing)
-        self._intake = Intake(amqp_url, self._runs, self._dispatcher.ring, self.metrics, tracing=self._tracing)
+        self._intake = Intake(amqp_url, self._runs, self._dispatcher.take_in, self.metrics, tracing=self._tracing)
         attempts = settings.scratch / "attempts"
         self._janitor = Janitor(JanitorStore(self._database), self._storage, attempts, Retention(), clock)
         self._health = HealthServer(

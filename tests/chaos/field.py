@@ -18,10 +18,11 @@ from deploy.local.services import LocalServices
 from tests.acceptance.world import WorkerProcess, World, request_message, world_at
 from tests.chaos.proxy import Proxy
 from tests.chaos.steady import SteadyDatabase, SteadyProducer
+from worker.domain.run import Request
 from worker.launchers.processes import marked_processes
 from worker.store.database import Database
 from worker.store.migrations import migrate
-from worker.store.runs import Limits, Request, RunStore
+from worker.store.runs import Limits, RunStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

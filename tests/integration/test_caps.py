@@ -41,7 +41,7 @@ async def test_caps_are_never_exceeded_under_8_concurrent_claimers(stage: Stage)
     async def claimer(name: str) -> None:
         nonlocal ended
         while ended < wanted:
-            for run in await stage.runs.claim(name, 2, 60):
+            for run in await stage.claim(name, 2):
                 await asyncio.sleep(chance.random() * 0.01)
                 assert await stage.settled(run, success()) is not None
                 ended += 1
@@ -75,7 +75,7 @@ async def test_full_base_language_does_not_hold_up_runs_of_another(stage: Stage)
     for _ in range(3):
         await stage.queued(owner, full, priority=50)
     other = await stage.queued(owner, free)
-    claimed = await stage.runs.claim("w1", 4, 60)
+    claimed = await stage.claim("w1", 4)
     assert len(claimed) == 2
     assert other in {run.id for run in claimed}
 
@@ -85,8 +85,8 @@ async def test_full_organization_does_not_hold_up_others(stage: Stage) -> None:
     await stage.queued(small)
     await stage.queued(small)
     other = await stage.queued(await stage.organization("other"))
-    assert {run.id for run in await stage.runs.claim("w1", 9, 60)} >= {other}
-    assert (await stage.runs.claim("w1", 9, 60)) == []
+    assert {run.id for run in await stage.claim("w1", 9)} >= {other}
+    assert (await stage.claim("w1", 9)) == []
 
 
 async def test_cap_lowered_below_what_runs_is_refused(stage: Stage) -> None:
@@ -119,7 +119,7 @@ async def test_slot_is_free_again_after_every_kind_of_end(stage: Stage) -> None:
     owner = await stage.organization("clinic", 1)
     for outcome in ENDS:
         await stage.queued(owner)
-        [run] = await stage.runs.claim("w1", 1, 60)
+        [run] = await stage.claim("w1", 1)
         await stage.settled(run, outcome)
         row = await stage.row(run.id)
         if row["status"] == 2:

@@ -13,6 +13,7 @@ from schemas.failures import FailureClass
 from tests.chaos.proxy import Proxy
 from tests.store_support import BEGIN, ClockedDatabase, Stage, stage_at, success
 from worker.domain.outcome import Failed
+from worker.domain.run import Claim
 from worker.errors import DatabaseAway
 from worker.store.database import queries
 
@@ -39,13 +40,13 @@ async def test_lone_run_is_among_the_first_k_plus_1_claims_after_it_is_due(
     busy = []
     for _ in range(slots):
         stage.clock.advance(1)
-        busy += await stage.runs.claim("w1", 1, 60)
+        busy += await stage.claim("w1", 1)
     lone = await stage.queued(await stage.organization("lone"))
     order = []
     while lone not in order:
         stage.clock.advance(1)
         await stage.settled(busy.pop(0), success())
-        claimed = await stage.runs.claim("w1", 1, 60)
+        claimed = await stage.claim("w1", 1)
         order += [run.id for run in claimed]
         busy += claimed
     assert len(order) <= slots + 1
@@ -57,11 +58,11 @@ async def test_lone_run_that_was_served_a_moment_ago_waits_for_k_plus_1_claims_a
     for _ in range(10):
         await stage.queued(greedy)
     await stage.queued(lone)
-    busy = await stage.runs.claim("w1", 2, 60)
+    busy = await stage.claim("w1", 2)
     [of_lone] = [run for run in busy if run.organization_id == lone]
     again = await stage.queued(lone)
     await stage.settled(of_lone, success())
-    claimed = await stage.runs.claim("w1", 1, 60)
+    claimed = await stage.claim("w1", 1)
     assert [run.id for run in claimed] == [again]
 
 
@@ -70,7 +71,7 @@ async def test_several_free_slots_go_round_the_organizations(stage: Stage) -> No
     for organization in organizations:
         for _ in range(5):
             await stage.queued(organization)
-    claimed = await stage.runs.claim("w1", 6, 60)
+    claimed = await stage.claim("w1", 6)
     assert sorted(run.organization_id for run in claimed) == sorted(organizations * 2)
 
 
@@ -82,17 +83,17 @@ async def test_within_an_organization_priority_comes_first_then_who_waited_longe
     stage.clock.advance(1)
     late_and_urgent = await stage.queued(priority=10)
     unimportant = await stage.queued(priority=-5)
-    order = [(await stage.runs.claim("w1", 1, 60))[0].id for _ in range(4)]
+    order = [(await stage.claim("w1", 1))[0].id for _ in range(4)]
     assert order == [late_and_urgent, first, second, unimportant]
 
 
 async def test_run_in_its_back_off_is_not_claimed_before_it_is_due(stage: Stage) -> None:
     run = await stage.running()
     await stage.settled(run, CRASH)
-    assert await stage.runs.claim("w1", 1, 60) == []
+    assert await stage.claim("w1", 1) == []
     row = await stage.row(run.id)
     stage.clock.advance((row["due_at"] - stage.clock.now).total_seconds())
-    [again] = await stage.runs.claim("w2", 1, 60)
+    [again] = await stage.claim("w2", 1)
     assert (again.id, again.attempt, again.failures) == (run.id, 2, 1)
 
 
@@ -101,10 +102,10 @@ async def test_back_off_of_one_organization_does_not_hide_others(stage: Stage) -
     for n in range(5):
         organization = await stage.organization(f"broken {n}")
         await stage.queued(organization)
-        [run] = await stage.runs.claim("w1", 1, 60)
+        [run] = await stage.claim("w1", 1)
         await stage.settled(run, CRASH)
     well = await stage.queued(await stage.organization("well"))
-    assert [run.id for run in await stage.runs.claim("w1", 1, 60)] == [well]
+    assert [run.id for run in await stage.claim("w1", 1)] == [well]
 
 
 async def test_concurrent_claimers_take_each_run_once(stage: Stage) -> None:
@@ -113,7 +114,7 @@ async def test_concurrent_claimers_take_each_run_once(stage: Stage) -> None:
 
     async def claimer(name: str) -> None:
         while len(taken) < len(wanted):
-            taken.extend(run.id for run in await stage.runs.claim(name, 3, 60))
+            taken.extend(run.id for run in await stage.claim(name, 3))
 
     async with asyncio.timeout(30):
         await asyncio.gather(*(claimer(f"w{n}") for n in range(8)))
@@ -126,14 +127,14 @@ async def test_claim_whose_answer_was_lost_is_found_again_by_its_ids(stage: Stag
     async with Proxy(stage.url) as proxy:
         database = ClockedDatabase(proxy.url, stage.clock, size=1, answer_s=5)
         store = stage.store(database)
-        ids = [uuid4()]
+        claim = Claim.of("w1", 60, 1)
         try:
-            assert await store.claim("other", 1, 60) != []  # the statement is prepared now
+            assert await store.claim(Claim.of("other", 60, 1)) != []  # the statement is prepared now
             lost = await stage.queued()
-            proxy.lose_answer_to(ids[0].bytes)
+            proxy.lose_answer_to(claim.transition_ids[0].bytes)
             with pytest.raises(DatabaseAway):
-                await store.claim("w1", 1, 60, ids)
-            found = await store.claims_of(ids)
+                await store.claim(claim)
+            found = await store.claims_of(claim)
         finally:
             await database.close()
         assert proxy.lost_answers == 1
@@ -141,11 +142,11 @@ async def test_claim_whose_answer_was_lost_is_found_again_by_its_ids(stage: Stag
 
 
 async def test_claim_asks_for_no_more_than_its_slots_and_finds_nothing_in_an_empty_queue(stage: Stage) -> None:
-    assert await stage.runs.claim("w1", 4, 60) == []
+    assert await stage.claim("w1", 4) == []
     for _ in range(3):
         await stage.queued()
-    assert len(await stage.runs.claim("w1", 2, 60)) == 2
-    assert len(await stage.runs.claim("w1", 2, 60)) == 1
+    assert len(await stage.claim("w1", 2)) == 2
+    assert len(await stage.claim("w1", 2)) == 1
 
 
 async def _crowd(stage: Stage) -> None:

@@ -35,7 +35,7 @@ async def line(vhost: str) -> AsyncIterator[Line]:
 
 @pytest.fixture
 def intake(vhost: str, shop: Shop) -> Intake:
-    return Intake(vhost, shop.runs, lambda: None, Metrics())
+    return Intake(vhost, shop.runs, shop.runs.register, Metrics())
 
 
 async def _depth(line: Line, wanted: int) -> bool:

@@ -38,18 +38,13 @@ async def line(vhost: str) -> AsyncIterator[Line]:
 
 
 @pytest.fixture
-def rings() -> list[int]:
-    return []
-
-
-@pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
 
 
 @pytest.fixture
-def intake(vhost: str, shop: Shop, rings: list[int], metrics: Metrics) -> Intake:
-    return Intake(vhost, shop.runs, lambda: rings.append(1), metrics)
+def intake(vhost: str, shop: Shop, metrics: Metrics) -> Intake:
+    return Intake(vhost, shop.runs, shop.runs.register, metrics)
 
 
 async def _dead(line: Line) -> aio_pika.abc.AbstractIncomingMessage:
@@ -61,12 +56,11 @@ async def _settled(line: Line) -> bool:
     return await line.depth() == 0
 
 
-async def test_a_request_becomes_a_row_and_rings_the_dispatcher(shop, line, intake, rings, metrics):
+async def test_a_request_becomes_a_row(shop, line, intake, metrics):
     request = shop.request()
     async with running(intake):
         await line.ask(request, something_newer={"ignored": True})
         await until(lambda: shop.status(request.run_id), "the row")
-        await until(lambda: rings, "the ring")
         assert await shop.status(request.run_id) == 2
     assert sample(metrics, "training_messages_total", verdict="accepted") == 1
     row = await shop.database.fetch_row("select requested_at from training_runs")
@@ -81,20 +75,19 @@ async def test_what_was_acked_is_gone_from_the_queue_after_the_worker_has_gone(s
     assert await line.depth() == 0
 
 
-async def test_a_duplicate_is_acked_leaves_the_row_alone_and_rings_again(shop, line, intake, rings, metrics):
+async def test_a_duplicate_is_acked_and_leaves_the_row_alone(shop, line, intake, metrics):
     request = shop.request()
     async with running(intake):
         for _ in range(3):
             await line.ask(request)
         await until(lambda: sample(metrics, "training_messages_total", verdict="duplicate") == 2)
     assert await shop.count() == 1
-    assert rings
     assert await line.depth("training.runs.dead") == 0
 
 
 async def test_a_duplicate_of_a_run_that_is_over_is_still_only_a_duplicate(shop, line, intake, metrics):
     request = shop.request()
-    await shop.runs.register(request)
+    await shop.runs.register([request])
     await shop.database.execute(
         "with r as (update training_runs set status = 1, sequence = 2, ended_at = now() returning id) "
         "insert into run_transitions (id, run_id, sequence, from_status, to_status, attempt) "
@@ -313,7 +306,7 @@ async def test_existing_objects_with_other_arguments_are_named_at_the_start(vhos
     async with connection, connection.channel() as channel:
         await channel.declare_queue("training.runs", durable=True)
         await channel.declare_exchange("training", "direct", durable=True)
-    intake = Intake(vhost, shop.runs, lambda: None, metrics)
+    intake = Intake(vhost, shop.runs, shop.runs.register, metrics)
     with pytest.raises(TopologyDiffers) as caught:
         await intake.run(asyncio.Event())
     text = str(caught.value)
@@ -361,7 +354,7 @@ async def test_a_user_who_may_only_read_and_write_uses_what_somebody_else_has_ma
     call_management(services.management_url, "PUT", f"permissions/{name}/narrow", rights)
     request = shop.request()
     try:
-        intake = Intake(f"amqp://narrow:p@{vhost.split('@')[1]}", shop.runs, lambda: None, Metrics())
+        intake = Intake(f"amqp://narrow:p@{vhost.split('@')[1]}", shop.runs, shop.runs.register, Metrics())
         async with running(intake):
             await line.ask(request)
             await until(lambda: shop.status(request.run_id), "the row")
@@ -371,7 +364,7 @@ async def test_a_user_who_may_only_read_and_write_uses_what_somebody_else_has_ma
 
 async def test_a_broker_that_keeps_refusing_ends_intake_with_a_typed_error(vhost, shop, metrics):
     host = vhost.split("@")[1]
-    intake = Intake(f"amqp://training:wrong@{host}", shop.runs, lambda: None, metrics, refused_limit_s=0.5)
+    intake = Intake(f"amqp://training:wrong@{host}", shop.runs, shop.runs.register, metrics, refused_limit_s=0.5)
     async with asyncio.timeout(30):
         with pytest.raises(BrokerRefused):
             await intake.run(asyncio.Event())

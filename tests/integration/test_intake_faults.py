@@ -46,7 +46,7 @@ async def line(vhost: str) -> AsyncIterator[Line]:
 
 @pytest.fixture
 def intake(vhost: str, shop: Shop, metrics: Metrics) -> Intake:
-    return Intake(vhost, shop.runs, lambda: None, metrics)
+    return Intake(vhost, shop.runs, shop.runs.register, metrics)
 
 
 async def test_a_deleted_queue_cancels_the_consumer_and_is_mended(shop, line, intake):
@@ -146,7 +146,7 @@ async def _depth(line: Line, wanted: int) -> bool:
 
 async def test_a_lost_answer_of_the_commit_ends_as_a_duplicate(shop, line, intake, monkeypatch):
     request = shop.request()
-    register = shop.runs._register
+    register = shop.runs.register
     lost = False
 
     async def lose_the_answer(requests):
@@ -157,7 +157,7 @@ async def test_a_lost_answer_of_the_commit_ends_as_a_duplicate(shop, line, intak
             raise DatabaseAway("the answer of the commit was lost")
         return answer
 
-    monkeypatch.setattr(shop.runs._registering, "_run", lose_the_answer)
+    monkeypatch.setattr(intake, "_take_in", lose_the_answer)
     async with running(intake):
         await line.ask(request)
         await until(lambda: sample(intake._metrics, "training_messages_total", verdict="duplicate"))
@@ -181,14 +181,14 @@ async def test_a_database_that_refuses_everything_uses_up_no_message(shop, line,
 async def test_one_request_that_the_database_refuses_does_not_spoil_its_neighbours(shop, line, intake, monkeypatch):
     shop.models += await shop.new_models(4)
     requests = [shop.request(model=model) for model in shop.models]
-    register = shop.runs._register
+    register = shop.runs.register
 
     async def refuse_one(asked):
         if any(request.run_id == requests[2].run_id for request in asked):
             raise DatabaseRefused("this one")
         return await register(asked)
 
-    monkeypatch.setattr(shop.runs._registering, "_run", refuse_one)
+    monkeypatch.setattr(intake, "_take_in", refuse_one)
     for request in requests:
         await line.ask(request)
     async with running(intake):
@@ -204,7 +204,7 @@ async def _rows(shop: Shop, wanted: int) -> bool:
 
 async def test_a_request_whose_obstacle_vanished_between_two_looks_is_registered(shop, intake):
     first, second = shop.request(), shop.request()
-    await shop.runs.register(first)
+    await shop.runs.register([first])
     explain = shop.runs.explain
 
     async def and_then_it_ends(requests):
@@ -255,7 +255,7 @@ async def own_line(private_services: LocalServices) -> AsyncIterator[Line]:
 @pytest.mark.timeout(180)
 async def test_a_killed_broker_loses_no_confirmed_request(private_services, shop, own_line, metrics):
     broker = private_services.rabbitmq
-    intake = Intake(broker.amqp_url(), shop.runs, lambda: None, metrics)
+    intake = Intake(broker.amqp_url(), shop.runs, shop.runs.register, metrics)
     shop.models += await shop.new_models(300)
     requests = [shop.request(model=model) for model in shop.models]
     async with running(intake):
@@ -286,7 +286,7 @@ async def test_a_frozen_broker_is_noticed_and_intake_goes_on_when_it_thaws(
     monkeypatch.setattr("worker.broker.HEARTBEAT_S", 1)
     monkeypatch.setattr("worker.broker.CONNECT_S", 2)
     broker = private_services.rabbitmq
-    intake = Intake(broker.amqp_url(), shop.runs, lambda: None, metrics)
+    intake = Intake(broker.amqp_url(), shop.runs, shop.runs.register, metrics)
     request = shop.request()
     async with running(intake):
         await until(lambda: intake.consuming)
@@ -307,7 +307,7 @@ async def test_while_the_database_is_away_requests_stay_in_the_queue(private_ser
     url = postgres.url()
     await migrate(url)
     async with shop_at(url, models=50) as shop:
-        intake = Intake(vhost, shop.runs, lambda: None, metrics)
+        intake = Intake(vhost, shop.runs, shop.runs.register, metrics)
         async with running(intake):
             await until(lambda: intake.consuming)
             await asyncio.to_thread(postgres.kill)

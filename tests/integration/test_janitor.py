@@ -13,11 +13,11 @@ from schemas.failures import FailureClass
 from tests.store_support import Stage, stage_at, success
 from worker.clock import Clock
 from worker.domain.outcome import Failed
+from worker.domain.run import Checkpoint
 from worker.errors import StorageAway
 from worker.services.janitor import Janitor, Retention, Swept
 from worker.storage import FileStorage
 from worker.store.janitor import JanitorStore
-from worker.store.runs import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

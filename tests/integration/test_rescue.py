@@ -69,7 +69,7 @@ async def test_expired_lease_is_claimed_by_another_worker_with_the_next_attempt(
     assert settled is not None
     assert settled.status == 2
     stage.clock.advance(3600)
-    [again] = await stage.runs.claim("w2", 1, LEASE_S)
+    [again] = await stage.claim("w2", 1, LEASE_S)
     assert (again.id, again.attempt, again.failures) == (run.id, 2, 1)
     assert await stage.runs.renew("w1", [run.fence], LEASE_S) == {}
 
@@ -122,7 +122,7 @@ async def test_run_that_keeps_killing_its_worker_is_failed_with_its_own_class(da
         run_id = await stage.queued()
         for attempt in (1, 2, 3):
             stage.clock.advance(3600)
-            [run] = await stage.runs.claim(f"w{attempt}", 1, LEASE_S)
+            [run] = await stage.claim(f"w{attempt}", 1, LEASE_S)
             assert run.attempt == attempt
             stage.clock.advance(LEASE_S + 1)
             [orphan] = await stage.runs.orphans(10)
@@ -171,7 +171,7 @@ async def test_run_claimed_between_the_look_and_the_end_is_not_failed_for_waitin
         run_id = await stage.queued()
         stage.clock.advance(101)
         [(fence, waited_s)] = await stage.runs.overdue_waiting(10)
-        await stage.runs.claim("w1", 1, LEASE_S)
+        await stage.claim("w1", 1, LEASE_S)
         assert await stage.runs.settle(stage.runs.moves.of_overdue(fence, waited_s)) is None
         assert (await stage.row(run_id))["status"] == 3
 

@@ -14,9 +14,8 @@ from schemas.status import Gate
 from tests.chaos.proxy import Proxy
 from tests.store_support import ClockedDatabase, Stage, stage_at, success
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Succeeded
-from worker.domain.run import RunInputs
+from worker.domain.run import Checkpoint, Progress, Request, RunInputs
 from worker.errors import DatabaseAway, RunLost
-from worker.store.runs import Checkpoint, Progress, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,7 +59,7 @@ async def test_another_id_after_the_end_is_a_lost_run(stage: Stage) -> None:
 async def test_late_end_of_an_earlier_attempt_changes_nothing(stage: Stage) -> None:
     run = await stage.running()
     await stage.settled(run, HandedOver())
-    [second] = await stage.runs.claim("w2", 1, 60)
+    [second] = await stage.claim("w2", 1)
     assert await stage.settled(run, success()) is None
     row = await stage.row(run.id)
     assert (row["status"], row["attempt"], row["worker_id"]) == (3, 2, "w2")
@@ -102,7 +101,7 @@ async def test_many_settle_in_one_statement_each_with_its_own_end(stage: Stage) 
     runs = []
     for _ in range(12):
         await stage.queued(await stage.organization(f"o{len(runs) % 3}"))
-        runs += await stage.runs.claim("w1", 1, 60)
+        runs += await stage.claim("w1", 1)
     await stage.settled(runs[0], success())  # lost to whoever settles it again below
     ended = await asyncio.gather(*(stage.settled(run, ENDS[n % len(ENDS)]) for n, run in enumerate(runs)))
     assert ended[0] is None
@@ -151,7 +150,7 @@ async def test_cancel_in_every_status(stage: Stage) -> None:
     queued = await stage.queued()
     answer = await stage.runs.request_cancel(queued)
     assert (answer["status"], answer["asked"]) == (2, True)
-    [claimed] = await stage.runs.claim("w1", 1, 60)
+    [claimed] = await stage.claim("w1", 1)
     assert claimed.cancel_requested  # claimed between the request and its end: the owner is told with the claim
     await stage.settled(claimed, Cancelled())
     assert (await stage.row(queued))["status"] == 1
@@ -173,7 +172,7 @@ async def test_cancel_of_a_queued_run_is_one_guarded_move(stage: Stage) -> None:
     assert settled is not None
     assert settled.status == 1
     assert await stage.history(run_id) == [(None, 2), (2, 1)]
-    assert await stage.runs.claim("w1", 1, 60) == []
+    assert await stage.claim("w1", 1) == []
 
 
 async def test_too_many_hand_overs_become_a_failure(database_url: str) -> None:
@@ -182,7 +181,7 @@ async def test_too_many_hand_overs_become_a_failure(database_url: str) -> None:
     async with stage_at(database_url, limits=Limits(failures=1, hand_overs=2)) as stage:
         run_id = await stage.queued()
         for _ in range(3):
-            [run] = await stage.runs.claim("w1", 1, 60)
+            [run] = await stage.claim("w1", 1)
             await stage.settled(run, HandedOver())
         row = await stage.row(run_id)
         assert (row["status"], row["failure_class"], row["failure_code"]) == (5, "lost_worker", "too_many_hand_overs")
@@ -195,7 +194,7 @@ async def test_every_write_after_the_claim_is_refused_to_a_former_owner(stage: S
     run = await stage.running()
     await stage.runs.fix_inputs(run.fence, INPUTS)
     await stage.settled(run, HandedOver())
-    [second] = await stage.runs.claim("w2", 1, 60)
+    [second] = await stage.claim("w2", 1)
     fence = run.fence
     for write in (
         lambda: stage.runs.fix_inputs(fence, INPUTS),
@@ -217,7 +216,7 @@ async def test_inputs_are_those_of_the_first_claim(stage: Stage) -> None:
     run = await stage.running()
     await stage.runs.fix_inputs(run.fence, INPUTS)
     await stage.settled(run, HandedOver())
-    [second] = await stage.runs.claim("w2", 1, 60)
+    [second] = await stage.claim("w2", 1)
     later = INPUTS.model_copy(update={"manifest": "another"})
     assert second.inputs == INPUTS
     assert await stage.runs.fix_inputs(second.fence, later) == INPUTS
@@ -230,8 +229,8 @@ async def test_request_registered_by_many_at_once_is_one_run(stage: Stage) -> No
     owner = await stage.organization()
     request = Request(uuid.uuid4(), await stage.model(owner), owner, stage.clock.now)
     stores = [stage.store(stage.database) for _ in range(8)]
-    made = await asyncio.gather(*(store.register(request) for store in stores))
-    assert sorted(made) == [False] * 7 + [True]
+    made = await asyncio.gather(*(store.register([request]) for store in stores))
+    assert sorted(made) == [[False]] * 7 + [[True]]
     assert await stage.history(request.run_id) == [(None, 2)]
 
 
@@ -239,8 +238,8 @@ async def test_two_runs_of_one_model_asked_for_at_once_become_one(stage: Stage) 
     owner = await stage.organization()
     model = await stage.model(owner)
     requests = [Request(uuid.uuid4(), model, owner, stage.clock.now) for _ in range(8)]
-    made = await asyncio.gather(*(stage.store(stage.database).register(request) for request in requests))
-    assert sum(made) == 1
+    made = await asyncio.gather(*(stage.store(stage.database).register([request]) for request in requests))
+    assert sorted(made) == [[False]] * 7 + [[True]]
     told = await stage.runs.explain(requests)
     assert len({row["active_run_id"] for row in told.values()}) == 1
 
@@ -281,7 +280,7 @@ async def _run_in(stage: Stage, status: int) -> uuid.UUID:
     if status == 2:
         return await stage.queued()
     run_id = await stage.queued()
-    run = next(run for run in await stage.runs.claim("w1", 99, 60) if run.id == run_id)
+    run = next(run for run in await stage.claim("w1", 99) if run.id == run_id)
     outcome = {1: Cancelled(), 4: success(), 5: BAD_DATA}.get(status)
     if outcome is not None:
         await stage.settled(run, outcome)

@@ -27,8 +27,9 @@ from schemas.status import Gate
 from tests.store_support import ClockedDatabase, HeldClock, Stage, success
 from worker.domain.moves import Limits
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Succeeded
+from worker.domain.run import Claim, Request
 from worker.store.models import ModelStore
-from worker.store.runs import Request, RunStore
+from worker.store.runs import RunStore
 
 if TYPE_CHECKING:
     from worker.domain.moves import Move
@@ -113,12 +114,12 @@ class StoreMachine(RuleBasedStateMachine):
         request = Request(uuid.uuid4(), model, owner, self.clock.now, priority=priority)
         again = Request(uuid.uuid4(), model, owner, self.clock.now)
 
-        async def together() -> list[bool]:
+        async def together() -> list[list[bool]]:
             stores = [RunStore(self.database, LIMITS, lambda: 0.5) for _ in range(2)]
-            return list(await asyncio.gather(*(store.register(request) for store in stores)))
+            return list(await asyncio.gather(*(store.register([request]) for store in stores)))
 
-        assert sorted(self.wait(together())) == [False, True]
-        assert not self.wait(self.runs.register(again)), "a model trains once at a time"
+        assert sorted(self.wait(together())) == [[False], [True]]
+        assert self.wait(self.runs.register([again])) == [False], "a model trains once at a time"
         self.paper[request.run_id] = OnPaper(organization, due=self.now)
 
     @rule(seconds=st.sampled_from([1.0, 20.0, LEASE_S, 400.0]))
@@ -129,7 +130,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(target=claims, slots=st.lists(st.integers(1, 3), min_size=1, max_size=4))
     def workers_claim_at_once(self, slots: list[int]) -> Any:
         async def together() -> list[list[ClaimedRun]]:
-            return list(await asyncio.gather(*(self.runs.claim(f"w{n}", k, LEASE_S) for n, k in enumerate(slots))))
+            return list(
+                await asyncio.gather(*(self.runs.claim(Claim.of(f"w{n}", LEASE_S, k)) for n, k in enumerate(slots)))
+            )
 
         found = []
         for n, (taken, k) in enumerate(zip(self.wait(together()), slots, strict=True)):

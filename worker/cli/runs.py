@@ -12,10 +12,9 @@ from schemas.status import TrainingStatus
 from worker.cli.opened import stores
 from worker.cli.show import as_json, complain, rows, said
 from worker.cli.values import parameters
-from worker.domain.run import Fence
+from worker.domain.run import Fence, Request
 from worker.intake.request import publish_request
 from worker.settings import Settings
-from worker.store.runs import Request
 
 
 async def request_run(settings: Settings, options: argparse.Namespace) -> int:
@@ -34,7 +33,7 @@ async def request_run(settings: Settings, options: argparse.Namespace) -> int:
         request = Request(
             uuid4(), model["id"], model["organization_id"], datetime.now(UTC), None, wanted, options.priority
         )
-        if (wanted or options.priority) and not await opened.runs.register(request):
+        if (wanted or options.priority) and await opened.runs.register([request]) == [False]:
             return complain(f"{options.model} is training already: `python -m worker runs --model {options.model}`")
     message = RunRequested(
         run_id=request.run_id,

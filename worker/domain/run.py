@@ -1,13 +1,47 @@
-"""A run as its owner sees it."""
+"""A run, from the request to its owner's notes."""
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-from uuid import UUID
+from typing import Any, Self
+from uuid import UUID, uuid4
 
 from pydantic import Field
 
 from schemas.wire import Wire
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run somebody asks for."""
+
+    run_id: UUID
+    custom_model_id: int
+    organization_id: int
+    requested_at: datetime
+    traceparent: str | None = None
+    parameters: dict[str, Any] | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Free slots that ask for runs."""
+
+    worker_id: str
+    """Who will own them."""
+    lease_s: float
+    """Seconds the first lease lasts."""
+    transition_ids: tuple[UUID, ...]
+    """One for each slot, for ``RunStore.claims_of`` in case the answer is lost."""
+
+    @classmethod
+    def of(cls, worker_id: str, lease_s: float, slots: int) -> Self:
+        """A claim for so many slots."""
+        return cls(worker_id, lease_s, tuple(uuid4() for _ in range(slots)))
+
+    def arguments(self) -> tuple[object, ...]:
+        """Arguments of the ``claim_runs`` query."""
+        return self.worker_id, len(self.transition_ids), self.lease_s, list(self.transition_ids)
 
 
 @dataclass(frozen=True)
@@ -68,3 +102,26 @@ class ClaimedRun:
     def fence(self) -> Fence:
         """The right to write."""
         return Fence(self.id, self.attempt)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``live`` holds the newest figures and the curve so far, for whoever watches."""
+
+    fence: Fence
+    phase: str
+    percent: float
+    eta_s: float | None
+    live: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A registered checkpoint."""
+
+    attempt: int
+    steps_done: int
+    address: str
+    sha256: str
+    bytes: int
+    recipe_version: str

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import cycle
@@ -13,6 +13,7 @@ from aio_pika.abc import AbstractConnection
 from aiormq.abc import DeliveredMessage
 
 from worker.broker import Backoff, pause, stay_connected, translated
+from worker.domain.run import Request
 from worker.errors import BrokerAway, DatabaseAway, DatabaseRefused
 from worker.intake.burying import Bury, burying
 from worker.intake.feed import Feed, feeding
@@ -20,7 +21,7 @@ from worker.intake.handler import Accepted, Again, Dead, DeadReason, Duplicate, 
 from worker.intake.topology import declare
 from worker.metrics import Metrics
 from worker.publisher import Publisher
-from worker.store.runs import Request, RunStore
+from worker.store.runs import RunStore
 from worker.tracing import OFF, Tracing, trace_of
 
 PREFETCH: Final = 200
@@ -37,8 +38,8 @@ class Intake:
 
     Args:
         amqp_url: the broker.
-        runs: where requests become rows.
-        on_registered: rings the dispatcher; also for duplicates, whose first ring may have been lost.
+        runs: tells why a request did not become a row.
+        take_in: makes rows of requests, and begins what need not wait; see ``Dispatcher.take_in``.
         metrics: counts messages by verdict.
         prefetch: deliveries under way at most.
         refused_limit_s: how long the broker may refuse us before that counts as final.
@@ -50,7 +51,7 @@ class Intake:
         self,
         amqp_url: str,
         runs: RunStore,
-        on_registered: Callable[[], None],
+        take_in: Callable[[Sequence[Request]], Awaitable[list[bool]]],
         metrics: Metrics,
         *,
         prefetch: int = PREFETCH,
@@ -61,7 +62,7 @@ class Intake:
         self._amqp_url = amqp_url
         self._tracing = tracing
         self._runs = runs
-        self._on_registered = on_registered
+        self._take_in = take_in
         self._metrics = metrics
         self._prefetch = prefetch
         self._refused_limit_s = refused_limit_s
@@ -132,8 +133,6 @@ class Intake:
             verdicts = [understand(message.body, _properties(message)) for message in batch]
             unregistered[:] = [verdict.request for verdict in verdicts if isinstance(verdict, Accepted)]
             settled = await self._registered(unregistered)
-            if unregistered:
-                self._on_registered()  # committed: the dispatcher need not wait for the broker's part
             safe: list[DeliveredMessage] = []
             left = iter(settled)
             for message, verdict in zip(batch, verdicts, strict=True):
@@ -157,6 +156,8 @@ class Intake:
         settled: dict[int, Accepted | Duplicate | Dead] = {}
         waiting = dict(enumerate(requests))
         for look in range(LOOKS):
+            if not waiting:
+                return [settled[index] for index in range(len(requests))]
             for index, verdict in (await self._tried(waiting)).items():
                 match verdict:
                     case Accepted() | Duplicate() | Dead():
@@ -166,23 +167,17 @@ class Intake:
                         pass
                     case _:
                         assert_never(verdict)
-            if not waiting:
-                return [settled[index] for index in range(len(requests))]
-            await pause(self._stop, 0.02 * 2**look * self._uniform())
+            if waiting:
+                await pause(self._stop, 0.02 * 2**look * self._uniform())
         raise DatabaseRefused(f"{len(waiting)} requests can neither be registered nor refused")
 
     async def _tried(self, waiting: dict[int, Request]) -> dict[int, Accepted | Duplicate | Dead | Again]:
-        results = await asyncio.gather(
-            *(self._runs.register(request) for request in waiting.values()), return_exceptions=True
-        )
-        created = dict(zip(waiting, results, strict=True))
+        created: dict[int, bool | DatabaseRefused]
         found: dict[int, Accepted | Duplicate | Dead | Again] = {}
-        refusals = [result for result in results if isinstance(result, DatabaseRefused)]
-        if refusals:
-            created = await self._one_by_one(waiting, refusals[0])
-        for result in created.values():
-            if isinstance(result, BaseException) and not isinstance(result, DatabaseRefused):
-                raise result
+        try:
+            created = dict(zip(waiting, await self._take_in(list(waiting.values())), strict=True))
+        except DatabaseRefused as refusal:
+            created = await self._one_by_one(waiting, refusal)
         unclear = [waiting[index] for index, result in created.items() if result is False]
         standing = await self._runs.explain(unclear) if unclear else {}
         for index, result in created.items():
@@ -197,16 +192,16 @@ class Intake:
 
     async def _one_by_one(
         self, waiting: dict[int, Request], refusal: DatabaseRefused
-    ) -> dict[int, bool | BaseException]:
+    ) -> dict[int, bool | DatabaseRefused]:
         """One request that the database refuses must not spoil those that shared its statement.
 
         Raises:
             DatabaseRefused: it refuses all of them, so the fault is ours and no message is used up.
         """
-        created: dict[int, bool | BaseException] = {}
+        created: dict[int, bool | DatabaseRefused] = {}
         for index, request in waiting.items():
             try:
-                created[index] = await self._runs.register(request)
+                [created[index]] = await self._take_in([request])
             except DatabaseRefused as error:
                 created[index] = error
         if all(isinstance(result, DatabaseRefused) for result in created.values()):
@@ -231,8 +226,7 @@ class Intake:
                 if closed.done():
                     raise BrokerAway("the connection closed")
                 with suppress(DatabaseAway, DatabaseRefused):
-                    await self._runs.register(request)
-                    self._on_registered()
+                    await self._take_in([request])
                     return
         finally:
             closed.cancel()

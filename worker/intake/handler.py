@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from schemas.messages import REQUEST_TYPE, RunRequested
-from worker.store.runs import Request
+from worker.domain.run import Request
 
 LARGEST_BODY: Final = 65_536
 """Bytes. A request has about 200; what is far larger is not decoded at all."""

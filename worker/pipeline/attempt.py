@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from schemas.status import Phase
-from worker.domain.run import ClaimedRun, Fence
+from worker.domain.run import ClaimedRun, Fence, Progress
 from worker.launchers.interface import Handle
-from worker.store.runs import Progress
 
 _CURVE_POINTS: Final = 200
 

@@ -9,12 +9,11 @@ import structlog
 from schemas import events
 from schemas.digest import tree_digest
 from schemas.steps import StepSpec
-from worker.domain.run import RunInputs
+from worker.domain.run import Checkpoint, RunInputs
 from worker.errors import NotStored, Spoiled
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
-from worker.store.runs import Checkpoint
 
 _log = structlog.get_logger(__name__)
 

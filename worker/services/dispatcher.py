@@ -1,12 +1,12 @@
 """Free slots ask Postgres for due runs. A bell shortens the wait; a lost bell costs a delay, not a run."""
 
 import asyncio
-from uuid import UUID, uuid4
+from collections.abc import Sequence
 
 import structlog
 
 from worker.clock import Clock
-from worker.domain.run import ClaimedRun
+from worker.domain.run import Claim, ClaimedRun, Request
 from worker.errors import DatabaseAway, DatabaseRefused
 from worker.metrics import Metrics
 from worker.pipeline.attempt import Ending
@@ -50,6 +50,12 @@ class Dispatcher:
         self._metrics = metrics
         self._bell = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._taking_in: set[asyncio.Task[list[bool]]] = set()
+        self._asked: dict[Claim, float] = {}
+        """Claims that hold slots until their answer is known, with the monotonic second they were sent."""
+        self._unheard: set[Claim] = set()
+        """Those whose answer was lost."""
+        self._stopping = False
         metrics.slots.set(slots)
 
     def ring(self) -> None:
@@ -62,33 +68,90 @@ class Dispatcher:
         try:
             while not stop.is_set():
                 self._bell.clear()
-                free = self._slots - len(self._under_way)
-                claimed = await self._claim(free, stopped) if free else 0
-                if claimed and claimed == free and self._slots > len(self._under_way):
-                    continue
-                await self._rest(stopped)
+                await self._hear(stopped)
+                if not await self._claimed_for_all(self._ask_for_slots()):
+                    await self._rest(stopped)
+            self._stopping = True
+            await asyncio.gather(*self._taking_in, return_exceptions=True)
+            await self._hear(stopped)
         finally:
             stopped.cancel()
 
-    async def _claim(self, free: int, stopped: asyncio.Task[bool]) -> int:
-        sent_at = self._clock.monotonic()
-        ids = [uuid4() for _ in range(free)]
+    async def take_in(self, requests: Sequence[Request]) -> list[bool]:
+        """Register requests, and let the free slots claim in the same transaction; see ``RunStore.register``.
+
+        It comes to its end even when the caller is cancelled: what was claimed must begin.
+
+        Raises:
+            DatabaseAway: what was claimed is found and begun later; registering again is harmless.
+            DatabaseRefused: nothing has happened.
+        """
+        if self._stopping or not self._free():
+            made = await self._runs.register(requests)
+            self.ring()
+            return made
+        taking_in = asyncio.create_task(self._take_in(requests, self._ask_for_slots()))
+        self._taking_in.add(taking_in)
+        taking_in.add_done_callback(self._taken_in)
+        return await asyncio.shield(taking_in)
+
+    async def _take_in(self, requests: Sequence[Request], claim: Claim) -> list[bool]:
         try:
-            claimed = await self._runs.claim(self._worker_id, free, self._lease_s, ids)
+            made, claimed = await self._runs.register_and_claim(requests, claim)
+        except DatabaseAway:
+            self._unheard.add(claim)
+            self.ring()
+            raise
+        except DatabaseRefused:
+            del self._asked[claim]
+            raise
+        self._begin(claim, claimed)
+        if len(claimed) < sum(made) or len(claimed) == len(claim.transition_ids):
+            self.ring()  # something was passed over, or more may be due than there were slots
+        return made
+
+    def _taken_in(self, task: "asyncio.Task[list[bool]]") -> None:
+        self._taking_in.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to the caller, if there still is one
+
+    # --- claims --------------------------------------------------------------------------------------------------
+
+    def _free(self) -> int:
+        """Slots that neither work nor have asked for work."""
+        asked = sum(len(claim.transition_ids) for claim in self._asked)
+        return self._slots - len(self._under_way) - asked
+
+    def _ask_for_slots(self) -> Claim:
+        """A claim for every free slot: they are taken until its answer is known."""
+        claim = Claim.of(self._worker_id, self._lease_s, self._free())
+        self._asked[claim] = self._clock.monotonic()
+        return claim
+
+    async def _claimed_for_all(self, claim: Claim) -> bool:
+        """Whether every slot that asked was given a run, so that more may be waiting."""
+        claimed: list[ClaimedRun] = []
+        try:
+            if claim.transition_ids:
+                claimed = await self._runs.claim(claim)
         except DatabaseAway as error:
             _log.warning("claim unanswered: database away", error=str(error))
-            claimed = await self._claimed_unheard(ids, stopped)
+            self._unheard.add(claim)
+            return True
         except DatabaseRefused:
             _log.exception("the database refused a claim")
-            return 0
-        for run in claimed:
-            self._begin(run, sent_at)
-        return len(claimed)
+        self._begin(claim, claimed)
+        return bool(claimed) and len(claimed) == len(claim.transition_ids) and self._free() > 0
 
-    async def _claimed_unheard(self, ids: list[UUID], stopped: asyncio.Task[bool]) -> list[ClaimedRun]:
-        """What a claim took whose answer was lost. Forgotten, such a run would wait for its lease to die."""
+    async def _hear(self, stopped: asyncio.Task[bool]) -> None:
+        """Begin what claims took whose answers were lost. Forgotten, such a run would wait for its lease to die."""
+        for claim in tuple(self._unheard):
+            self._begin(claim, await self._claimed_unheard(claim, stopped))
+            self._unheard.discard(claim)
+
+    async def _claimed_unheard(self, claim: Claim, stopped: asyncio.Task[bool]) -> list[ClaimedRun]:
         asking = asyncio.create_task(
-            until_answered(lambda: self._runs.claims_of(ids), self._clock, what="find unheard claims")
+            until_answered(lambda: self._runs.claims_of(claim), self._clock, what="find unheard claims")
         )
         await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
@@ -102,14 +165,17 @@ class Dispatcher:
             _log.exception("the database refused to tell what was claimed")
             return []
 
-    def _begin(self, run: ClaimedRun, claimed_at: float) -> None:
-        task = asyncio.create_task(self._runner.run(run, claimed_at), name=f"run {run.fence}")
-        self._under_way.add(task)
+    def _begin(self, claim: Claim, claimed: Sequence[ClaimedRun]) -> None:
+        """Start what a claim took; the leases count from when it was sent."""
+        sent_at = self._asked.pop(claim)
+        for run in claimed:
+            task = asyncio.create_task(self._runner.run(run, sent_at), name=f"run {run.fence}")
+            self._under_way.add(task)
+            self._metrics.transitions.labels("running").inc()
+            if run.attempt == 1:
+                self._metrics.start_s.observe(run.waited_s)
+            task.add_done_callback(self._ended)
         self._metrics.slots_used.set(len(self._under_way))
-        self._metrics.transitions.labels("running").inc()
-        if run.attempt == 1:
-            self._metrics.start_s.observe(run.waited_s)
-        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)

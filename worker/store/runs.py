@@ -2,55 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 from schemas.status import TrainingStatus
 from worker.domain.moves import Limits, Move, Moves, Orphan, Settled
-from worker.domain.run import ClaimedRun, Fence, RunInputs
+from worker.domain.run import Checkpoint, Claim, ClaimedRun, Fence, Progress, Request, RunInputs
 from worker.errors import RunLost
 from worker.store.batch import Batch
 from worker.store.database import Database, Record, queries
 
 _Q: Final = queries("runs")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One run somebody asks for."""
-
-    run_id: UUID
-    custom_model_id: int
-    organization_id: int
-    requested_at: datetime
-    traceparent: str | None = None
-    parameters: dict[str, Any] | None = None
-    priority: int = 0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. ``live`` holds the newest figures and the curve so far, for whoever watches."""
-
-    fence: Fence
-    phase: str
-    percent: float
-    eta_s: float | None
-    live: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A registered checkpoint."""
-
-    attempt: int
-    steps_done: int
-    address: str
-    sha256: str
-    bytes: int
-    recipe_version: str
 
 
 class RunStore:
@@ -67,7 +29,6 @@ class RunStore:
         self._limits = limits
         self._random = random
         self.moves: Final = Moves(limits, random)
-        self._registering: Batch[Request, bool] = Batch(self._register, key=lambda request: request.run_id)
         # Ends come in crowds when runs are short, and each statement waits for the same base language's counter:
         # one at a time with many in it is faster than two with few. Four milliseconds delay nobody's training.
         self._settling: Batch[Move, Settled | None] = Batch(
@@ -76,26 +37,36 @@ class RunStore:
 
     # --- asked for -----------------------------------------------------------------------------------------------
 
-    async def register(self, request: Request) -> bool:
-        """Make the run's row, its first transition and its event. False: it cannot be made; see ``explain``."""
-        return await self._registering(request)
+    async def register(self, requests: Sequence[Request]) -> list[bool]:
+        """Make the runs' rows, their first transitions and their events. False: that one cannot be; see ``explain``."""
+        arguments = self.registration(requests, ["event"])
+        return _whether_made(requests, await self._database.fetch(_Q["register_runs"], *arguments))
 
-    async def _register(self, requests: list[Request]) -> list[bool]:
-        rows = await self._database.fetch(_Q["register_runs"], *self.registration(requests, ["event"]))
-        created = {row["run_id"] for row in rows}
-        return [request.run_id in created for request in requests]
+    async def register_and_claim(
+        self, requests: Sequence[Request], claim: Claim
+    ) -> tuple[list[bool], list[ClaimedRun]]:
+        """The same, and a claim in the same transaction: what need not wait begins one commit earlier.
+
+        Raises:
+            DatabaseAway: everything may have happened; ask ``claims_of``, and registering again is harmless.
+        """
+        async with self._database.transaction() as connection:
+            made = await connection.fetch(_Q["register_runs"], *self.registration(requests, ["event"]))
+            claimed = await connection.fetch(_Q["claim_runs"], *claim.arguments())
+        return _whether_made(requests, made), _claimed(claimed)
 
     def registration(self, requests: Sequence[Request], kinds: list[str]) -> tuple[object, ...]:
-        """Arguments of the ``register_runs`` query, for whoever runs it inside a larger transaction."""
+        """Arguments of the ``register_runs`` query, for whoever runs it in a larger transaction; without repeats."""
+        first = {request.run_id: request for request in reversed(requests)}.values()
         return (
-            [request.run_id for request in requests],
-            [request.custom_model_id for request in requests],
-            [request.organization_id for request in requests],
-            [request.requested_at for request in requests],
-            [uuid4() for _ in requests],
-            [request.traceparent for request in requests],
-            [request.parameters or {} for request in requests],
-            [request.priority for request in requests],
+            [request.run_id for request in first],
+            [request.custom_model_id for request in first],
+            [request.organization_id for request in first],
+            [request.requested_at for request in first],
+            [uuid4() for _ in first],
+            [request.traceparent for request in first],
+            [request.parameters or {} for request in first],
+            [request.priority for request in first],
             self._limits.wait_s,
             kinds,
         )
@@ -112,35 +83,25 @@ class RunStore:
 
     # --- owned ---------------------------------------------------------------------------------------------------
 
-    async def claim(
-        self, worker_id: str, slots: int, lease_s: float, transition_ids: Sequence[UUID] | None = None
-    ) -> list[ClaimedRun]:
-        """Take up to ``slots`` due runs in fair order.
-
-        Args:
-            worker_id: who will own them.
-            slots: how many at most.
-            lease_s: seconds the first lease lasts.
-            transition_ids: one for each slot, for ``claims_of`` in case the answer is lost.
+    async def claim(self, claim: Claim) -> list[ClaimedRun]:
+        """Take as many due runs as the claim has slots, in fair order.
 
         Raises:
             DatabaseAway: some may have been claimed; ask ``claims_of``.
         """
-        ids = list(transition_ids or (uuid4() for _ in range(slots)))
         # Another claim may have been faster, or every organization that waits was being moved, which takes
         # milliseconds: look again while there is work. What was claimed begins at once.
         for look in range(8):
-            rows = await self._database.fetch(_Q["claim_runs"], worker_id, len(ids), lease_s, ids)
-            claimed = [_claimed(row) for row in rows if row["id"] is not None]
+            rows = await self._database.fetch(_Q["claim_runs"], *claim.arguments())
+            claimed = _claimed(rows)
             if claimed or not rows[0]["more"]:
                 break
             await asyncio.sleep(0.001 * 2**look * (0.5 + self._random()))
         return claimed
 
-    async def claims_of(self, transition_ids: Sequence[UUID]) -> list[ClaimedRun]:
-        """The runs that a claim with these ids took, when its answer was lost on the wire."""
-        rows = await self._database.fetch(_Q["claims_of"], list(transition_ids))
-        return [_claimed(row) for row in rows]
+    async def claims_of(self, claim: Claim) -> list[ClaimedRun]:
+        """The runs that a claim took, when its answer was lost on the wire."""
+        return _claimed(await self._database.fetch(_Q["claims_of"], list(claim.transition_ids)))
 
     async def renew(self, worker_id: str, fences: Sequence[Fence], lease_s: float) -> dict[Fence, bool]:
         """Renew all leases at once. What is not in the answer is lost; True: somebody asked to cancel the run."""
@@ -341,7 +302,20 @@ class RunStore:
         return await self._database.fetch(_Q["list_runs"], statuses, model_id, most)
 
 
-def _claimed(row: Record) -> ClaimedRun:
+def _whether_made(requests: Sequence[Request], rows: Sequence[Record]) -> list[bool]:
+    created = {row["run_id"] for row in rows}
+    made = []
+    for request in requests:
+        made.append(request.run_id in created)
+        created.discard(request.run_id)  # a repeat makes nothing
+    return made
+
+
+def _claimed(rows: Sequence[Record]) -> list[ClaimedRun]:
+    return [_run(row) for row in rows if row["id"] is not None]
+
+
+def _run(row: Record) -> ClaimedRun:
     inputs = row["inputs"]
     return ClaimedRun(
         id=row["id"],

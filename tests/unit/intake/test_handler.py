@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.domain.run import Request
 from worker.intake.handler import (
     LARGEST_BODY,
     LONGEST_DETAIL,
@@ -22,7 +23,6 @@ from worker.intake.handler import (
     judge,
     understand,
 )
-from worker.store.runs import Request
 
 RUN = "0f9a4b1e-6a52-4a4e-8d7e-3f0d0d1f2a33"
 GOOD = {
