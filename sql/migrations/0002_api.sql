@@ -2,7 +2,9 @@
 -- What the HTTP API needs beside runs: keys, answers kept for repeats, an audit trail, quotas, uploads in parts,
 -- webhooks, and the counts that make lists and polls one index read.
 --
--- Lock order continues: …, custom_models, organization_counts. Triggers take the last two, always sorted.
+-- Lock order continues: …, custom_models, organization_counts. Triggers take the last two, always sorted. Registering and
+-- claiming in one transaction goes through it twice; the organization's lock keeps movers apart, and an upload into a
+-- model whose run is claimed in that very moment, by a request of the same organization, may be ended as a deadlock.
 
 -- Case-insensitive search. The best collation this server has decides; the result is stored, so it never changes by itself.
 do $$

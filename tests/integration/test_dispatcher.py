@@ -178,3 +178,21 @@ async def test_a_refused_registration_gives_its_slots_back(stage, make, runner):
     await stage.database.execute("alter table hidden rename to run_transitions")
     assert await dispatcher.take_in([request]) == [True]
     await until(lambda: runner.begun)
+
+
+async def test_a_worker_that_is_stopped_in_the_middle_holds_nobody_up_for_long(stage):
+    owner = await stage.organization()
+    other = ClockedDatabase(stage.url, stage.clock, size=1)
+    lock, got = "select id from organizations where id = $1 for no key update", None
+
+    async def stopped() -> None:
+        nonlocal got
+        async with stage.database.brief_transaction() as connection:
+            await connection.execute(lock, owner)
+            # a stopped process says nothing: the other one gets the lock because the server takes it from us
+            got = await other.fetch_row(lock, owner)
+
+    with pytest.raises(DatabaseAway):
+        await stopped()
+    assert got is not None
+    await other.close()

@@ -50,7 +50,7 @@ class RunStore:
         Raises:
             DatabaseAway: everything may have happened; ask ``claims_of``, and registering again is harmless.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.brief_transaction() as connection:
             made = await connection.fetch(_Q["register_runs"], *self.registration(requests, ["event"]))
             claimed = await connection.fetch(_Q["claim_runs"], *claim.arguments())
         return _whether_made(requests, made), _claimed(claimed)
