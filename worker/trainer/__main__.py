@@ -15,6 +15,7 @@ from schemas.recipes import recipes
 from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, StepSpec
 from worker.trainer.emitter import Emitter
 from worker.trainer.failures import StepFailureError, StepStoppedError, classified
+from worker.trainer.memory import keep_freed_memory
 from worker.trainer.step import StepRun, StopRequest
 
 
@@ -23,6 +24,7 @@ def main() -> int:
     # libgomp's threads spin while they wait: on a machine that is not ours alone that doubled the processor time
     # of an encoder pass (measured with 2 threads) and made it slower. Read when torch is loaded, not before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     stop = StopRequest()
     signal.signal(signal.SIGTERM, stop)
     emitter = Emitter()

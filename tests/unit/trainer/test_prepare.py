@@ -77,6 +77,22 @@ def test_formats_and_rates_become_16_khz_of_the_same_length(tmp_path, suffix, ra
     assert (dataset / "audio.i16").stat().st_size / 2 / 16_000 == pytest.approx(2.0, abs=0.1)
 
 
+def test_what_is_16_khz_int16_already_is_kept_to_the_bit(tmp_path):
+    sound = np.random.default_rng(7).integers(-20_000, 20_000, 32_000, dtype=np.int16)
+    sound[:2] = -32_768, 32_767
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="PCM_16")
+    dataset, _, _ = prepared(tmp_path, [tiny.row(0, tmp_path / "a.wav", "the dose")])
+    assert np.array_equal(np.fromfile(dataset / "audio.i16", "<i2"), sound)
+
+
+def test_two_channels_become_their_mean(tmp_path):
+    left, right = np.random.default_rng(8).integers(-20_000, 20_000, (2, 32_000), dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, subtype="PCM_16")
+    dataset, _, _ = prepared(tmp_path, [tiny.row(0, tmp_path / "a.wav", "the dose")])
+    mean = np.rint((left.astype(float) + right) / 2)
+    assert np.array_equal(np.fromfile(dataset / "audio.i16", "<i2"), mean)
+
+
 def test_m4a_is_read_by_the_other_decoder(tmp_path):
     av = pytest.importorskip("av")
     audio = tmp_path / "a.m4a"
