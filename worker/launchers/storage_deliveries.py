@@ -1,5 +1,8 @@
 """A step's checkpoints and artifacts from its node into object storage: there before anybody is told of them."""
 
+import asyncio
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +31,10 @@ async def deliver_checkpoint(event: Checkpoint, output: Path, transfers: Transfe
     Raises:
         DeliveryError: it is gone, differs from what the event says, or cannot be stored.
     """
+    # links of our own: a trainer keeps only its newest checkpoints, and an upload may take longer than that
+    folder = output.with_name("leaving")
     try:
-        folder = _inside(output, event.path)
+        await asyncio.to_thread(shutil.copytree, _inside(output, event.path), folder, copy_function=os.link)
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         digests = [await transfers.digests(_inside(folder, name)) for name in names]
         if digest_of(zip(names, (each.sha256 for each in digests), strict=True)) != event.sha256:
@@ -38,6 +43,8 @@ async def deliver_checkpoint(event: Checkpoint, output: Path, transfers: Transfe
         await _upload(files, digests, transfers)
     except OSError as error:
         raise DeliveryError("output_not_stored", f"{event.path}: {error}") from error
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def deliver_result(event: Result, output: Path, step: Step, transfers: Transfers) -> None:

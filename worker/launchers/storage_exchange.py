@@ -25,10 +25,11 @@ step may have them.
 Who could read what, for how long. The command line of a job, which a cluster shows to its users and remembers, holds
 two addresses: one to put ``started``, one to read ``word``. The second reads what only the step's key opens; the key
 was never on a command line or in an environment, and the address that puts it cannot read it. So whoever sees the
-command line can read nothing. He can write: take the step before its job begins (the job then finds it begun, ends,
-and the run fails with ``supervisor_lost`` unless the thief does its work). After that the first address is worthless.
-Whoever can run programs as the job's user on its node can read what the step reads while it runs, as with any
-road, and use its addresses for ``ADDRESS_S``. Both sides and the storage must talk TLS, or the wire shows it all.
+command line once the step has begun can read nothing, and the first address is worthless. Whoever sees it before can
+take the step in its job's place, with everything it may read; the job then finds it begun and ends, the run fails
+with ``supervisor_lost``, and somebody asks why. Whoever can run programs as the job's user on its node can read
+what the step reads while it runs, as on any road, and use its addresses for ``ADDRESS_S``. Nobody can write anything
+but what the step could: its own outputs and checkpoints. Both sides must talk TLS to the storage, or the wire shows it.
 """
 
 import asyncio
@@ -61,6 +62,7 @@ from worker.launchers.storage_word import (
     event_piece,
 )
 from worker.storage import Storage, check_key
+from worker.storage.disk import remove_older
 
 ADDRESS_S: Final = 900.0
 """How long an address for the step is good; renewed by the owner's words after half of it."""
@@ -312,6 +314,8 @@ class StorageExchanges:
         old = [run for run, at in newest.items() if at < time.time() - _KEPT_S]
         for run in old:
             await self._storage.delete_prefix(f"{_ROOT}/{run}")
+        if self._logs.exists():  # of workers that were killed
+            await asyncio.to_thread(remove_older, self._logs, _KEPT_S)
         return len(old)
 
     async def _all(self, run_id: UUID, step: Step | None = None) -> list[StorageExchange]:
