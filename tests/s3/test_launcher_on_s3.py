@@ -27,7 +27,7 @@ from tests.launchers.conformance import LONG_S, Steps, collect, everybody, until
 from tests.launchers.remote_cases import RemoteConformance
 from tests.s3.storage_place import AwayCluster, StoragePlace, through_storage
 from worker.errors import StepFailed
-from worker.launchers import storage_exchange
+from worker.launchers import storage_exchange, storage_rights
 from worker.launchers.interface import Handle, LauncherUnavailable
 from worker.launchers.signed_http import AddressRefusedError, read_small, write_small
 from worker.launchers.storage_exchange import StorageExchange
@@ -218,7 +218,8 @@ async def test_checkpoint_that_differs_from_its_digest_is_not_told_of(steps: Ste
 async def test_addresses_expire_and_are_renewed_while_the_step_runs(
     steps: Steps, place: StoragePlace, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(storage_exchange, "ADDRESS_S", 2.0)
+    monkeypatch.setattr(storage_rights, "ADDRESS_S", 2.0)
+    monkeypatch.setattr(storage_exchange, "FRESH_S", 1.0)
     storage = place.storage()
     await storage.put_bytes("x", b"x")
     address = await storage.signed_url("x", 2.0)
@@ -286,7 +287,7 @@ async def test_nothing_the_job_can_see_is_a_credential_of_the_storage(
     storage = place.storage()
     async for stored in storage.listing("steps"):
         seen[stored.key] = await storage.get_bytes(stored.key, 2**20)
-    word = await exchange._addresses(await exchange.question())
+    word = await exchange._rights.addresses(handle.spec, await exchange.question())
     seen["addresses"] = json.dumps([word, (await exchange.order()).model_dump(mode="json")]).encode()
     assert len(processes) >= 2
     assert len(outposts) == 1
@@ -349,8 +350,8 @@ async def test_a_step_gets_no_address_for_what_is_not_its_own(steps: Steps, plac
     spec: StepSpec = steps.spec("succeed").model_copy(update={"sources": sources})
     launcher = steps.launcher()
     exchange = await launcher._ordered(spec, "me")
-    assert await exchange._signed(want) is None
+    assert await exchange._rights.signed(spec, want) is None
     for own in ("get:bases/en/abc/model.safetensors", "put:train/x", "put:checkpoints/00000001/x", "own:log"):
-        address = await exchange._signed(own)
+        address = await exchange._rights.signed(spec, own)
         assert address is not None
         assert "Signature=" in address

@@ -19,17 +19,18 @@ object            written    content
 ================  =========  ================================================================================
 
 Inputs are read where they lie; outputs and checkpoints are written below ``runs/<run id>/<attempt>/`` (see
-``schemas.steps``), all by addresses that the step asks for by name and the owner signs for ``ADDRESS_S`` when the
-step may have them.
+``schemas.steps``), all by addresses that the step asks for by name and the owner signs, for a quarter of an hour, when
+the step may have them (``storage_rights``).
 
 Who could read what, for how long. The command line of a job, which a cluster shows to its users and remembers, holds
 two addresses: one to put ``started``, one to read ``word``. The second reads what only the step's key opens; the key
 was never on a command line or in an environment, and the address that puts it cannot read it. So whoever sees the
-command line once the step has begun can read nothing, and the first address is worthless. Whoever sees it before can
-take the step in its job's place, with everything it may read; the job then finds it begun and ends, the run fails
-with ``supervisor_lost``, and somebody asks why. Whoever can run programs as the job's user on its node can read
-what the step reads while it runs, as on any road, and use its addresses for ``ADDRESS_S``. Nobody can write anything
-but what the step could: its own outputs and checkpoints. Both sides must talk TLS to the storage, or the wire shows it.
+command line once the owner has seen the step begin can read nothing, and the first address is worthless. Whoever sees
+it before can take the step in its job's place, with everything that it may read; the job then finds it begun and ends,
+the run fails with ``supervisor_lost``, and somebody asks why. Whoever can run programs as the job's user on its node
+can read what the step reads while it runs, as on any road, and use its addresses for a quarter of an hour. Nobody can
+write anything but what the step could: its own outputs and checkpoints, its own side of the exchange. Worker and nodes
+must talk TLS to the storage, or the wire shows it all.
 """
 
 import asyncio
@@ -40,39 +41,30 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from schemas.steps import Step, attempt_prefix
+from schemas.steps import Step
 from worker.errors import NotStored, TooLarge
 from worker.launchers.exchange import EndFacts, Grant, Order, Question, UnreadableWord, starts_up_to, understood
-from worker.launchers.recordings import recordings_of
 from worker.launchers.sealed import KEY_BYTES, seal
+from worker.launchers.storage_rights import CLAIM_S, FRESH_S, StepRights
 from worker.launchers.storage_word import (
     ASK,
     ENDED,
-    GET,
     LOG,
     LONGEST_QUESTION,
-    OWN,
     OWNER,
     PIECE_BYTES,
-    PUT,
     STARTED,
     WORD,
-    InputFile,
     Word,
     event_piece,
 )
-from worker.storage import Storage, check_key
+from worker.storage import Storage
 from worker.storage.disk import remove_older
 
-ADDRESS_S: Final = 900.0
-"""How long an address for the step is good; renewed by the owner's words after half of it."""
-CLAIM_S: Final = 7 * 24 * 3600.0
-"""How long a job may wait in its cluster's queue: as long as S3 signs for at all. The step has no use for it after."""
 _KEPT_S: Final = 7 * 24 * 3600.0
 _LONGEST_ORDER: Final = 16 * 2**20
 _LONGEST_FACTS: Final = 2**20
 _LARGEST_LOG: Final = 256 * 2**20
-_LISTED_FILES: Final = 100_000
 _ROOT: Final = "steps"
 
 
@@ -93,9 +85,7 @@ class StorageExchange:
         """Of the event lines: so many were read."""
         self._order: Order | None = None
         self._key: bytes | None = None
-        self._standing: tuple[float, dict[str, str]] = (-ADDRESS_S, {})
-        """When the addresses that every word holds were signed, and they."""
-        self._recordings: frozenset[str] | None = None
+        self._rights = StepRights(storage, self._prefix)
 
     def _at(self, name: str) -> str:
         return f"{self._prefix}/{name}"
@@ -151,13 +141,13 @@ class StorageExchange:
             return False
         if await self.is_taken_from(grant.owner):
             return True
-        first = question.number == 0
+        order, first = await self.order(), question.number == 0
         word = Word(
             grant=grant,
-            addresses=await self._addresses(question),
-            fresh_s=ADDRESS_S / 2,
-            order=await self.order() if first else None,
-            inputs=await self._inputs() if first else {},
+            addresses=await self._rights.addresses(order.spec, question),
+            fresh_s=FRESH_S,
+            order=order if first else None,
+            inputs=await self._rights.inputs(order.spec) if first else {},
         )
         await self._storage.put_bytes(self._at(WORD), seal(key, word.model_dump_json().encode()))
         return True
@@ -196,8 +186,6 @@ class StorageExchange:
         """See ``Exchange.outpost_output``: the cluster's own log of the job has it."""
         return ""
 
-    # --- what the step may reach ---------------------------------------------------------------------------------
-
     async def _key_of_the_step(self) -> bytes | None:
         """The key that the step made when it began; None: it has not."""
         if self._key is None:
@@ -209,63 +197,6 @@ class StorageExchange:
                 raise UnreadableWord(f"a key of {len(key)} bytes")
             self._key = key
         return self._key
-
-    async def _addresses(self, question: Question) -> dict[str, str]:
-        signed_at, standing = self._standing
-        if time.monotonic() - signed_at > ADDRESS_S / 4:
-            signed_at, standing = (
-                time.monotonic(),
-                {
-                    OWN + ASK: await self._storage.signed_url(self._at(ASK), ADDRESS_S, "PUT"),
-                    OWN + OWNER: await self._storage.signed_url(self._at(OWNER), ADDRESS_S),
-                    OWN + WORD: await self._storage.signed_url(self._at(WORD), CLAIM_S),
-                },
-            )
-            self._standing = signed_at, standing
-        return standing | {want: address for want in question.wants if (address := await self._signed(want))}
-
-    async def _signed(self, want: str) -> str | None:
-        """The address for a want; None: this step may not have it."""
-        kind, _, name = want.partition(":")
-        try:
-            check_key(name)
-        except ValueError:
-            return None
-        if kind + ":" == GET and await self._may_read(name):
-            return await self._storage.signed_url(name, ADDRESS_S)
-        spec = (await self.order()).spec
-        if kind + ":" == PUT and name.startswith((f"{spec.step}/", "checkpoints/")):
-            return await self._storage.signed_url(f"{attempt_prefix(spec)}/{name}", ADDRESS_S, "PUT")
-        if kind + ":" == OWN and (name in {LOG, ENDED} or name.startswith("events/")):
-            return await self._storage.signed_url(self._at(name), ADDRESS_S, "PUT")
-        return None
-
-    async def _may_read(self, key: str) -> bool:
-        sources = (await self.order()).spec.sources.values()
-        if any(key == source.address or key.startswith(source.address + "/") for source in sources):
-            return True
-        if self._recordings is None:
-            manifests = [source for source in sources if source.lists_recordings]
-            places = [await self._storage.materialize(one.address, sha256=one.sha256) for one in manifests]
-            found = [await asyncio.to_thread(recordings_of, place) for place in places]
-            self._recordings = frozenset(recording.key for some in found for recording in some)
-        return key in self._recordings
-
-    async def _inputs(self) -> dict[str, list[InputFile]]:
-        sources = (await self.order()).spec.sources
-        return {name: await self._files_of(source.address) for name, source in sources.items()}
-
-    async def _files_of(self, address: str) -> list[InputFile]:
-        size = await self._storage.size(address)
-        if size is not None:
-            return [InputFile(path="", bytes=size)]
-        files = [
-            InputFile(path=stored.key[len(address) + 1 :], bytes=stored.bytes)
-            async for stored in self._storage.listing(address)
-        ]
-        if len(files) > _LISTED_FILES:
-            raise UnreadableWord(f"{address} has {len(files)} files, more than {_LISTED_FILES}")
-        return files
 
     async def _read(self, name: str, limit_bytes: int) -> bytes | None:
         try:
