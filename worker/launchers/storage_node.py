@@ -44,7 +44,7 @@ _LOOK_S: Final = 0.5
 _SIGN_S: Final = 10.0
 """Between two signs of life while something large is stored."""
 _PROGRESS_BEATS: Final = 3
-"""Beats between two pieces that hold nothing but progress: every piece is a request, and one more when it is read."""
+"""Beats between two pieces that hold nothing but progress, and between two logs: every piece is a request, and one more when it is read."""
 _PIECES_AHEAD: Final = 4
 _LOG_BYTES_PER_S: Final = 2**20
 """The output is put whole: at most so much of the network is spent on that."""
@@ -242,7 +242,8 @@ class StorageNode:
         await self._put(LOG, content)
         self._log_told = told
         self._log_version += 1
-        self._log_due = time.monotonic() + len(content) / _LOG_BYTES_PER_S
+        pause_s = max(_PROGRESS_BEATS * self._beat_s, len(content) / _LOG_BYTES_PER_S)
+        self._log_due = time.monotonic() + pause_s
 
     async def _put(self, name: str, content: bytes) -> None:
         want = OWN + name
