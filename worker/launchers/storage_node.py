@@ -44,7 +44,8 @@ _LOOK_S: Final = 0.5
 _SIGN_S: Final = 10.0
 """Between two signs of life while something large is stored."""
 _PROGRESS_BEATS: Final = 3
-"""Beats between two pieces that hold nothing but progress, and between two logs: every piece is a request, and one more when it is read."""
+"""Beats between two pieces that hold nothing but progress, and between two logs: each is a request, and one more when
+it is read."""
 _PIECES_AHEAD: Final = 4
 _LOG_BYTES_PER_S: Final = 2**20
 """The output is put whole: at most so much of the network is spent on that."""
