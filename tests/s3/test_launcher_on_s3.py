@@ -29,6 +29,7 @@ from tests.s3.storage_place import AwayCluster, StoragePlace, through_storage
 from worker.errors import StepFailed
 from worker.launchers import storage_exchange, storage_rights
 from worker.launchers.interface import Handle, LauncherUnavailable
+from worker.launchers.sealed import seal
 from worker.launchers.signed_http import AddressRefusedError, read_small, write_small
 from worker.launchers.storage_exchange import StorageExchange
 from worker.launchers.verdict import StepDone, classify
@@ -312,6 +313,17 @@ async def test_whoever_sees_the_command_line_reads_nothing_and_cannot_take_the_s
     assert adopted is not None
     assert isinstance(classify(await adopted.wait()), StepDone)
     await handle.wait()
+
+
+async def test_a_word_that_cannot_be_understood_is_passed_over(steps: Steps, place: StoragePlace):
+    handle = await steps.start("succeed", steps=60, step_s=0.05)
+    await until(lambda: steps.has("step", 3))
+    storage, prefix = place.storage(), f"steps/{steps.run_id}/1-train-1"
+    key = await storage.get_bytes(f"{prefix}/key", 32)
+    for nonsense in (seal(key, b'{"grant": 1}'), b"no letter at all"):
+        await storage.put_bytes(f"{prefix}/word", nonsense)
+        await asyncio.sleep(0.1)
+    assert isinstance(classify(await handle.wait()), StepDone)
 
 
 async def test_step_killed_before_its_job_begins_is_taken_from_it(steps: Steps, place: StoragePlace):

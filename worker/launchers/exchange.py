@@ -179,7 +179,7 @@ class Exchanges(Protocol):
 
 
 class NodeSide(Protocol):
-    """The same exchange, seen by the step's outpost on its node. While the road is cut methods raise ``OSError``."""
+    """The same exchange, seen by the step's outpost on its node. Methods may raise one of ``EXCHANGE_AWAY``."""
 
     log: Path
     """Where the step's output is to be written."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from schemas.events import Failure, Stopped
 from schemas.failures import FailureClass
 from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, StepSpec
-from worker.launchers.exchange import EndFacts, Grant, InputError, NodeSide, Order
+from worker.launchers.exchange import EXCHANGE_AWAY, EndFacts, Grant, InputError, NodeSide, Order
 from worker.launchers.folder_exchange import FolderExchange
 from worker.launchers.interface import Ended, EndReason, Handle, LauncherUnavailable
 from worker.launchers.local import LocalLauncher, LocalOptions
@@ -100,7 +100,7 @@ class Outpost:
     async def _beat(self) -> None:
         told_to_stop = False
         while True:
-            with suppress(OSError):  # the road is cut: no answer, no right, and perhaps later again
+            with suppress(*EXCHANGE_AWAY):  # the road is cut: no answer, no right, and perhaps later again
                 await self._ask()
                 if self._handle is not None:
                     self._handle.feed(self._deadline - now())
@@ -114,7 +114,7 @@ class Outpost:
 
     async def _keep_up(self) -> None:
         while True:
-            with suppress(OSError):
+            with suppress(*EXCHANGE_AWAY):
                 await self._side.keep_up()
             await asyncio.sleep(self._order.beat_s)
 

@@ -15,7 +15,7 @@ import structlog
 from schemas.events import DROPPABLE, Checkpoint, Event, Failure, Progress, Result, encode
 from schemas.failures import FailureClass
 from schemas.steps import StepSpec
-from worker.launchers.exchange import EndFacts, Grant, Order, Question, understood
+from worker.launchers.exchange import EndFacts, Grant, Order, Question, UnreadableWord, understood
 from worker.launchers.sealed import KEY_BYTES, NotForUsError, unseal
 from worker.launchers.signed_addresses import SignedAddresses
 from worker.launchers.signed_http import AbsentError, AddressRefusedError, read_small, write_small
@@ -93,7 +93,7 @@ class StorageNode:
         while True:
             try:
                 word = await self._read_word()
-            except OSError as error:
+            except (OSError, UnreadableWord) as error:
                 word = None
                 _log.warning("no_word_yet", error=str(error))
             if word is not None and word.order is not None:
