@@ -28,6 +28,19 @@ class Step(StrEnum):
     EXPORT = "export"
 
 
+class Source(Wire):
+    """An input where it lies in object storage: what a node that shares no folder with its worker fetches itself."""
+
+    address: str
+    """Storage key of a file, or prefix of a folder."""
+    sha256: str | None = None
+    """``file_digest`` or ``tree_digest`` of the whole; null where nobody knows it."""
+    inside: str = ""
+    """The part of the folder that the step is given."""
+    lists_recordings: bool = False
+    """It is a run's manifest: the recordings in its rows are fetched too, and the rows rewritten to their places."""
+
+
 class StepSpec(Wire):
     """One step of one attempt: what to read, where to write, with which settings."""
 
@@ -42,6 +55,8 @@ class StepSpec(Wire):
     """Hyper-parameters, already validated against the recipe's own list."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """Name to address: an absolute path, or a signed https URL."""
+    sources: dict[str, Source] = Field(default_factory=dict)
+    """Inputs still in object storage. Whoever starts the step on a node turns each into one of ``inputs``."""
     output: str
     """The step's own folder. It exists, and may hold what an earlier process of this attempt left."""
     context: dict[str, Any] = Field(default_factory=dict)
@@ -81,3 +96,18 @@ class Verdict(Wire):
     reason: str | None = None
     duration_s: float | None = None
     split: Literal["train", "dev", "test"] | None = None
+
+
+def output_prefix(spec: StepSpec) -> str:
+    """Where in storage a step that fetches leaves what its result lists, each under its own path."""
+    return f"{attempt_prefix(spec)}/{spec.step.value}"
+
+
+def checkpoint_prefix(spec: StepSpec, steps_done: int) -> str:
+    """Where in storage it leaves a checkpoint."""
+    return f"{attempt_prefix(spec)}/checkpoints/{steps_done:08d}"
+
+
+def attempt_prefix(spec: StepSpec) -> str:
+    """Where in storage the attempt that started a step keeps what it makes, and the only place it may write to."""
+    return f"runs/{spec.run_id}/{spec.attempt}"

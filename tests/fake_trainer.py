@@ -3,7 +3,7 @@
 ``parameters.fake`` in the spec says how it behaves: a word for every step of the recipe, or ``{step: word}``
 (the steps not named succeed). Further parameters: ``steps`` (10), ``step_s`` (0.01 seconds each),
 ``checkpoint_every`` (0: never), ``witness`` (a file), ``figures`` ({step: figures of its result}),
-``megabytes`` (for ``memory``), ``lines`` (for ``chatty``).
+``megabytes`` (for ``memory``), ``report`` (for ``environment``: the file to write), ``lines`` (for ``chatty``).
 
 The witness file is append-only, one JSON object a line, one write each: run, attempt, step, pid, what (start,
 step, checkpoint, term, end, or a grandchild's tick), n, at (seconds of CLOCK_BOOTTIME). It is written by the
@@ -189,7 +189,7 @@ class Trainer:
                 if signal.getsignal(number) == signal.SIG_IGN
             ],
         }
-        (self.output / "environment.json").write_text(json.dumps(facts))
+        Path(self.parameters["report"]).write_text(json.dumps(facts))
         self.finish()
 
     def ignore_term(self) -> None:

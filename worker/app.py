@@ -89,7 +89,8 @@ class App:
         self._runs = RunStore(self._database, limits, clock.random)
         self._workers = WorkerStore(self._database)
         self._outbox = OutboxStore(self._database)
-        self._launcher = launcher_of(settings)
+        self._storage = storage_of(settings)
+        self._launcher = launcher_of(settings, self._storage)
         self._heartbeat = Heartbeat(
             RunStore(self._heart_database, limits, clock.random),
             WorkerStore(self._heart_database),
@@ -107,7 +108,7 @@ class App:
             runs=self._runs,
             models=ModelStore(self._database),
             data=DataStore(self._database),
-            storage=storage_of(settings),
+            storage=self._storage,
             launcher=self._launcher,
             metrics=self.metrics,
             clock=clock,
@@ -116,7 +117,6 @@ class App:
             keep_checkpoints=settings.keep_checkpoints,
             tracing=self._tracing,
         )
-        self._storage = parts.storage
         story: Story = nothing_to_train if settings.launcher == "noop" else train_and_publish
         runner = Runner(
             parts, self._heartbeat, story, scratch=settings.scratch / "attempts", hand_over_s=settings.grace_s

@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost"
     )
 
+    exchange_kind: Literal["folder", "storage"] = Field(
+        default="folder",
+        description="for ray and slurm, what workers and nodes share: folder is WORKER_EXCHANGE; storage is "
+        "WORKER_STORAGE_URL alone, an s3:// one, which nodes reach by signed addresses",
+    )
     exchange: Path | None = Field(
         default=None,
         description="for ray and slurm: a folder that workers and nodes see under the same path; "
@@ -128,6 +133,14 @@ class Settings(BaseSettings):
         """Steps on other machines read and write where the worker told them to: say at start what they cannot see."""
         if self.launcher not in ("ray", "slurm"):
             return self
+        self.ray_header_map()
+        if self.exchange_kind == "storage":
+            if not self.storage_url.startswith(("s3://", "s3a://")):
+                raise ValueError(
+                    "WORKER_EXCHANGE_KIND=storage needs a storage that signs addresses for the nodes, s3://…: "
+                    f"WORKER_STORAGE_URL={self.storage_url} has none"
+                )
+            return self
         if self.exchange is None or not self.exchange.is_absolute():
             raise ValueError(f"WORKER_LAUNCHER={self.launcher} needs WORKER_EXCHANGE, a folder shared with its nodes")
         for name, folder in (("SCRATCH", self.scratch), ("CACHE", self.cache)):
@@ -136,7 +149,6 @@ class Settings(BaseSettings):
                     f"the nodes of {self.launcher} do not see WORKER_{name}={folder}: "
                     f"it must lie in WORKER_EXCHANGE={self.exchange}"
                 )
-        self.ray_header_map()
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from deploy.demo import object_storage
 from deploy.demo.show import (
     before_and_after,
     begin,
@@ -31,6 +32,7 @@ from deploy.demo.show import (
 from deploy.local.program import LocalServiceError, Program
 from deploy.local.ray_cluster import local_ray, ray_program
 from deploy.local.report import MissingPieceError
+from deploy.local.s3_server import S3Server, local_s3
 from deploy.local.services import Addresses, LocalServices, given_addresses
 from deploy.local.slurm_cluster import local_slurm, slurm_programs
 
@@ -45,12 +47,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="deploy/demo.sh", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     parser.add_argument("--launcher", choices=("local", "ray", "slurm"), default="local")
+    parser.add_argument(
+        "--exchange",
+        choices=("folder", "storage"),
+        default="folder",
+        help="what a cluster's node shares with the worker: a folder, or an S3 server alone",
+    )
     parser.add_argument("--processes", type=int, default=1, help="how many train the model together")
     options = parser.parse_args()
+    if options.exchange == "storage" and options.launcher == "local":
+        parser.error("--exchange storage is for --launcher ray or slurm")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever ends us, `stop` below runs
     folder = Path(tempfile.mkdtemp(prefix="speech-demo-"))
     folder.chmod(0o711)  # where Postgres must run as another user, that user has to reach its own folder in here
-    demo = Demo(folder, options.launcher, options.processes)
+    demo = Demo(folder, options.launcher, options.processes, options.exchange)
     try:
         status = demo.run()
         if options.keep:
@@ -70,9 +80,10 @@ def main() -> int:
 class Demo:
     """Everything that is started here is stopped here."""
 
-    def __init__(self, folder: Path, launcher: str, processes: int) -> None:
+    def __init__(self, folder: Path, launcher: str, processes: int, exchange: str) -> None:
         self._folder = folder
-        self._launcher, self._processes = launcher, processes
+        self._launcher, self._processes, self._exchange = launcher, processes, exchange
+        self._s3: S3Server | None = None
         self._services: LocalServices | None = None
         self._log = folder / "worker.log"
         self._clusters = contextlib.ExitStack()
@@ -82,6 +93,9 @@ class Demo:
     def run(self) -> int:
         """The story; the run's last `training_status`."""
         begin()
+        if self._exchange == "storage":
+            say("starting a private S3 server")
+            self._s3 = self._clusters.enter_context(local_s3(self._folder / "s3", volumes=120))
         cluster = self._start_cluster()
         addresses = self._start_services()
         self._environment = self._settings(addresses) | cluster
@@ -93,6 +107,8 @@ class Demo:
         run = asyncio.run(watch(self._environment["WORKER_DATABASE_URL"], run_id, self._worker_alive))
         seconds = round(time.time() - published_at, 1)
         storage = self._folder / "storage"
+        if self._s3 is not None:  # its server is stopped with everything else
+            object_storage.bring(self._s3, f"runs/{run_id}/{run['attempt']}", storage)
         shown = {}
         if run["status"] == 4:  # noqa: PLR2004 - SUCCESS
             shown = figures(run)
@@ -104,7 +120,7 @@ class Demo:
         result = {"training_status": run["status"], **shown, "launcher": self._launcher, "seconds": seconds}
         result["processes"] = self._processes
         if self._launcher != "local":
-            result["cluster_jobs"] = self._cluster_jobs(run_id)
+            result |= {"exchange": self._exchange, "cluster_jobs": self._cluster_jobs(run_id)}
         print("RESULT " + json.dumps(result), flush=True)
         return int(run["status"])
 
@@ -127,7 +143,8 @@ class Demo:
         """
         if self._launcher == "ray":
             say("starting a Ray cluster of one node, in a network of its own")
-            ray = self._clusters.enter_context(local_ray(ray_program()))
+            reaching, hiding = ([], []) if self._s3 is None else ([self._s3.port], [self._folder])
+            ray = self._clusters.enter_context(local_ray(ray_program(), reaching=reaching, hiding=hiding))
             return {"WORKER_RAY_ADDRESS": ray.address}
         if self._launcher == "slurm":
             say("starting a Slurm cluster of one node, on loopback")
@@ -137,23 +154,30 @@ class Demo:
 
     def _cluster_jobs(self, run_id: str) -> list[str]:
         """The jobs that the run's steps were: attempt, step, how many times it was started."""
-        return sorted(folder.name for folder in (self._folder / "steps" / run_id).iterdir())
+        if self._s3 is None:
+            return sorted(folder.name for folder in (self._folder / "steps" / run_id).iterdir())
+        return object_storage.folders_below(self._s3, f"steps/{run_id}")
 
     def _settings(self, addresses: Addresses) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
-        return kept | {
-            "PYTHONPATH": str(ROOT),
-            "WORKER_AMQP_URL": addresses.amqp_url,
-            "WORKER_DATABASE_URL": addresses.database_url,
-            "WORKER_STORAGE_URL": f"file://{self._folder}/storage",
-            "WORKER_SCRATCH": str(self._folder / "scratch"),
-            "WORKER_CACHE": str(self._folder / "cache"),
-            "WORKER_LAUNCHER": self._launcher,
-            "WORKER_TRAINER_PROCESSES": str(self._processes),
-            "WORKER_EXCHANGE": str(self._folder),  # one machine: the cluster's node sees the same files
-            "WORKER_OBSERVE_PORT": "0",
-            "WORKER_POLL_S": "1",
-        }
+        shared = {"WORKER_STORAGE_URL": f"file://{self._folder}/storage", "WORKER_EXCHANGE": str(self._folder)}
+        if self._s3 is not None:
+            shared = object_storage.settings(self._s3) | {"WORKER_EXCHANGE_KIND": "storage"}
+        return (
+            kept
+            | shared
+            | {
+                "PYTHONPATH": str(ROOT),
+                "WORKER_AMQP_URL": addresses.amqp_url,
+                "WORKER_DATABASE_URL": addresses.database_url,
+                "WORKER_SCRATCH": str(self._folder / "scratch"),
+                "WORKER_CACHE": str(self._folder / "cache"),
+                "WORKER_LAUNCHER": self._launcher,
+                "WORKER_TRAINER_PROCESSES": str(self._processes),
+                "WORKER_OBSERVE_PORT": "0",
+                "WORKER_POLL_S": "1",
+            }
+        )
 
     def _prepare_catalogue(self) -> str:
         self._cli("migrate")
@@ -218,7 +242,7 @@ class Demo:
             if self._services is not None:
                 self._services.stop()
                 self._services.postgres.remove()
-        for spent in ("services", "scratch", "cache", "steps"):  # model, report and logs stay
+        for spent in ("services", "scratch", "cache", "steps", "s3"):  # model, report and logs stay
             shutil.rmtree(self._folder / spent, ignore_errors=True)
 
 

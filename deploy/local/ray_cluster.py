@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from deploy.local.report import MissingPieceError
 from worker.launchers.processes import descendants, read_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 FORWARD = Path(__file__).with_name("forward.py")
 START_S = 180.0
@@ -35,16 +36,33 @@ class LocalRay:
     Attributes:
         folder: its own; short, for Ray puts sockets into it.
         address: its dashboard's.
+
+    Args:
+        folder: see above.
+        program: the ``ray`` program.
+        cpus: how many processors it offers.
+        reaching: loopback ports of this machine that the node reaches too, under the same numbers.
+        hiding: folders of this machine that the node sees empty.
     """
 
-    def __init__(self, folder: Path, program: str, cpus: int) -> None:
+    def __init__(
+        self, folder: Path, program: str, cpus: int, *, reaching: Sequence[int] = (), hiding: Sequence[Path] = ()
+    ) -> None:
         self.folder = folder
         self._port = free_ports(1)[0]
         self.address = f"http://127.0.0.1:{self._port}"
         self.head = Program("ray", folder / "head.log")
         self._forward = Program("forward", folder / "forward.log")
+        self._ways_out = [
+            (port, f"unix:{folder}/out-{port}", Program("way out", folder / "ways-out.log")) for port in reaching
+        ]
+        passed_out = "".join(
+            f"{sys.executable} {FORWARD} tcp:127.0.0.1:{port} {way} & " for port, way, _ in self._ways_out
+        )
+        hidden = "".join(f"mount -t tmpfs tmpfs {shlex.quote(str(path))}; " for path in hiding)
         self._inside = (
-            f"ip link set lo up; {sys.executable} {FORWARD} unix:{folder}/dashboard tcp:127.0.0.1:8265 & "
+            f"{hidden}ip link set lo up; {passed_out}"
+            f"{sys.executable} {FORWARD} unix:{folder}/dashboard tcp:127.0.0.1:8265 & "
             f"exec {program} start --head --block --node-ip-address=127.0.0.1 --port=6379 "
             f"--dashboard-host=127.0.0.1 --dashboard-port=8265 --num-cpus={cpus} --object-store-memory=100000000 "
             f"--temp-dir={folder}/t --disable-usage-stats"
@@ -58,15 +76,18 @@ class LocalRay:
         """
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.folder), "RAY_AUTH_MODE": "disabled"}
         as_root = [] if os.getuid() == 0 else ["-U", "-r"]
-        namespaces = ["unshare", *as_root, "-n", "-p", "-f", "--mount-proc", "--kill-child"]
+        namespaces = ["unshare", *as_root, "-n", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
         self.head.start([*namespaces, "sh", "-c", self._inside], environment)
         passed_on = (f"tcp:127.0.0.1:{self._port}", f"unix:{self.folder}/dashboard")
         self._forward.start([sys.executable, FORWARD, *passed_on], environment)
+        for port, way, program in self._ways_out:
+            program.start([sys.executable, FORWARD, way, f"tcp:127.0.0.1:{port}"], environment)
         wait_until(self._takes_jobs, timeout_s=START_S, what="a job accepted", program=self.head)
 
     def stop(self) -> None:
         """End it with everything in it; returns when all is gone."""
-        self._forward.stop()
+        for forward in (self._forward, *(program for _, _, program in self._ways_out)):
+            forward.stop()
         inhabitants = descendants(self.head.pid) if self.head.running else []
         self.head.kill()  # its init: the kernel ends everything in the namespace with it, a moment later
         while any(read_process(process.pid) for process in inhabitants):
@@ -102,15 +123,17 @@ def ray_program() -> str:
 
 
 @contextmanager
-def local_ray(program: str, *, cpus: int = 4) -> Iterator[LocalRay]:
-    """A cluster while the block lasts.
+def local_ray(
+    program: str, *, cpus: int = 4, reaching: Sequence[int] = (), hiding: Sequence[Path] = ()
+) -> Iterator[LocalRay]:
+    """A cluster while the block lasts; see ``LocalRay``.
 
     Raises:
         LocalServiceError: it does not start.
     """
     # Ray puts sockets below it: the path must stay short
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    cluster = LocalRay(folder, program, cpus)
+    cluster = LocalRay(folder, program, cpus, reaching=reaching, hiding=hiding)
     try:
         cluster.start()
         yield cluster

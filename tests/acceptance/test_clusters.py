@@ -17,6 +17,7 @@ from deploy.local.slurm_cluster import local_slurm, slurm_programs
 from tests.acceptance.world import World, until
 from worker.placement import launcher_of
 from worker.settings import Settings
+from worker.storage import FileStorage
 
 if TYPE_CHECKING:
     import uuid
@@ -92,7 +93,7 @@ async def alive_on_cluster(world: World) -> list[str]:
     """Steps that the cluster itself calls alive."""
     told = world.environment()
     settings = Settings(**{name.removeprefix("WORKER_").lower(): told[name] for name in told if name in READ})
-    cluster = launcher_of(settings)._cluster
+    cluster = launcher_of(settings, FileStorage(world.folder / "storage"))._cluster
     return [name for name, sighting in (await cluster.sightings()).items() if sighting.presence.name == "ALIVE"]
 
 

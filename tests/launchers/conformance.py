@@ -101,6 +101,10 @@ class Steps:
         return self.folder / "logs" / "step.log"
 
     @property
+    def report(self) -> Path:
+        return self.folder / "environment.json"
+
+    @property
     def output(self) -> Path:
         return self.folder / "output"
 
@@ -113,7 +117,7 @@ class Steps:
             recipe="fake",
             recipe_version="1",
             seed=1,
-            parameters={"fake": fake, "witness": str(self.witness), **parameters},
+            parameters={"fake": fake, "witness": str(self.witness), "report": str(self.report), **parameters},
             output=str(self.output),
         )
 
@@ -390,7 +394,7 @@ class Conformance:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         handle = await steps.start("environment", note="signed-address-very-secret")
         assert isinstance(classify(await handle.wait()), StepDone)
-        facts = json.loads((steps.output / "environment.json").read_text())
+        facts = json.loads(steps.report.read_text())
         assert "very-secret" not in json.dumps([facts["environment"], facts["arguments"]])
         assert facts["environment"]["TRAINING_ATTEMPT"] == f"{steps.run_id}:1"
         assert facts["environment"]["HOME"] == facts["folder"] == facts["environment"]["TMPDIR"]
@@ -403,7 +407,7 @@ class Conformance:
 
     async def test_training_is_told_over_how_many_processes_it_may_spread(self, steps: Steps):
         await (await steps.start("environment", options={"processes": 3})).wait()
-        facts = json.loads((steps.output / "environment.json").read_text())
+        facts = json.loads(steps.report.read_text())
         assert facts["environment"]["TRAINER_PROCESSES"] == "3"
 
     async def test_output_is_in_the_log(self, steps: Steps):

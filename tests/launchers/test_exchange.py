@@ -8,13 +8,27 @@ from uuid import uuid4
 import pytest
 
 from schemas.steps import Step, StepSpec
-from worker.launchers.exchange import Exchange, Grant, Order, remove_old
+from worker.launchers.exchange import EndFacts, Grant, Order, Question, UnreadableWord
+from worker.launchers.folder_exchange import FolderExchange, FolderExchanges
+from worker.launchers.interface import EndReason
 from worker.launchers.log_copy import LogCopy
 
 RUN = uuid4()
+FACTS = EndFacts(
+    reason=EndReason.EXITED,
+    exit_code=0,
+    signal=None,
+    out_of_memory=False,
+    max_rss_bytes=1,
+    cpu_s=0,
+    paused_s=0,
+    garbage_lines=0,
+    dropped_events=0,
+    detail="",
+)
 
 
-def laid(root: Path, attempt: int = 1, token: str = "me") -> Exchange:
+async def laid(root: Path, attempt: int = 1, token: str = "me") -> FolderExchange:
     spec = StepSpec(run_id=RUN, attempt=attempt, step=Step.TRAIN, recipe="r", recipe_version="1", seed=1, output="/o")
     order = Order(
         spec=spec,
@@ -28,9 +42,9 @@ def laid(root: Path, attempt: int = 1, token: str = "me") -> Exchange:
         added_environment={},
         garbage_limit=1,
     )
-    exchange = Exchange.next(root, RUN, attempt, Step.TRAIN)
-    exchange.create(order, token)
-    assert exchange.order() == order
+    exchange = await FolderExchanges(root).next(RUN, attempt, Step.TRAIN)
+    await exchange.create(order, token)
+    assert await exchange.order() == order
     return exchange
 
 
@@ -38,56 +52,67 @@ def grant(token: str) -> Grant:
     return Grant(owner=token, ask=1, remaining_s=5, stop=False, kill=False)
 
 
-def test_only_the_present_owners_grants_count(tmp_path: Path):
-    exchange = laid(tmp_path)
-    exchange.grant(grant("stranger"))
-    assert exchange.granted() is None
-    exchange.grant(grant("me"))
-    assert exchange.granted() == grant("me")
-    exchange.take_over("next")
-    assert exchange.granted() is None
-    exchange.grant(grant("me"))
-    assert exchange.granted() is None
+async def test_only_the_present_owners_grants_count(tmp_path: Path):
+    exchange = await laid(tmp_path)
+    await exchange.grant(grant("stranger"), Question())
+    assert await exchange.granted() is None
+    await exchange.grant(grant("me"), Question())
+    assert await exchange.granted() == grant("me")
+    await exchange.take_over("next")
+    assert await exchange.granted() is None
+    await exchange.grant(grant("me"), Question())
+    assert await exchange.granted() is None
 
 
-def test_starts_of_the_same_step_are_counted_and_the_newest_attempts_last_is_found(tmp_path: Path):
-    assert Exchange.newest(tmp_path, RUN, 9, Step.TRAIN) is None
-    laid(tmp_path, 2), laid(tmp_path, 10), laid(tmp_path, 10)
-    newest = Exchange.newest(tmp_path, RUN, 11, Step.TRAIN)
+async def test_starts_of_the_same_step_are_counted_and_the_newest_attempts_last_is_found(tmp_path: Path):
+    exchanges = FolderExchanges(tmp_path)
+    assert await exchanges.newest(RUN, 9, Step.TRAIN) is None
+    for attempt in (2, 10, 10):
+        await laid(tmp_path, attempt)
+    newest = await exchanges.newest(RUN, 11, Step.TRAIN)
     assert newest is not None
     assert (newest.attempt, newest.serial) == (10, 2)
-    earlier = Exchange.newest(tmp_path, RUN, 9, Step.TRAIN)
+    earlier = await exchanges.newest(RUN, 9, Step.TRAIN)
     assert earlier is not None
     assert (earlier.attempt, earlier.serial) == (2, 1)
 
 
-def test_earlier_attempts_that_have_not_ended_are_found(tmp_path: Path):
-    first, second = laid(tmp_path, 1), laid(tmp_path, 2)
-    laid(tmp_path, 3)
-    first.end({"reason": "exited"})
-    assert [found.folder for found in Exchange.of_earlier_attempts(tmp_path, RUN, 3)] == [second.folder]
+async def test_earlier_attempts_that_have_not_ended_are_found(tmp_path: Path):
+    first, second = await laid(tmp_path, 1), await laid(tmp_path, 2)
+    await laid(tmp_path, 3)
+    await first.end(FACTS)
+    assert await first.ended() == FACTS
+    found = await FolderExchanges(tmp_path).of_earlier_attempts(RUN, 3)
+    assert [exchange.folder for exchange in found] == [second.folder]
 
 
-def test_a_step_begins_once(tmp_path: Path):
-    exchange = laid(tmp_path)
-    exchange.begin()
+async def test_a_step_begins_once(tmp_path: Path):
+    exchange = await laid(tmp_path)
+    await exchange.begin()
     with pytest.raises(FileExistsError):
-        exchange.begin()
+        await exchange.begin()
 
 
-def test_nobody_else_may_read_the_order(tmp_path: Path):
-    exchange = laid(tmp_path)
+async def test_what_cannot_be_understood_is_said_so(tmp_path: Path):
+    exchange = await laid(tmp_path)
+    (exchange.folder / "ended.json").write_text('{"reason": "whatever"}')
+    with pytest.raises(UnreadableWord, match="EndFacts"):
+        await exchange.ended()
+
+
+async def test_nobody_else_may_read_the_order(tmp_path: Path):
+    exchange = await laid(tmp_path)
     assert (exchange.folder / "order.json").stat().st_mode & 0o077 == 0
     assert exchange.folder.stat().st_mode & 0o077 == 0
 
 
-def test_only_runs_long_silent_are_removed(tmp_path: Path):
-    exchange = laid(tmp_path)
-    assert remove_old(tmp_path) == 0
+async def test_only_runs_long_silent_are_removed(tmp_path: Path):
+    exchange = await laid(tmp_path)
+    assert await FolderExchanges(tmp_path).remove_old() == 0
     week_ago = time.time() - 8 * 24 * 3600
     for path in (exchange.folder, exchange.folder.parent):
         os.utime(path, (week_ago, week_ago))
-    assert remove_old(tmp_path) == 1
+    assert await FolderExchanges(tmp_path).remove_old() == 1
     assert list(tmp_path.iterdir()) == []
 
 

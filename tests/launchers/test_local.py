@@ -217,7 +217,7 @@ class TestLocal(Conformance):
         await until(lambda: all(marked.attempt != 1 for marked in everybody(steps.run_id)))
         third = await steps.start("environment", attempt=3, options=options)
         await third.wait()
-        seen = json.loads((steps.output / "environment.json").read_text())["environment"]
+        seen = json.loads(steps.report.read_text())["environment"]
         assert seen["CUDA_VISIBLE_DEVICES"] == "0"
         await handle.kill()
 
@@ -230,7 +230,7 @@ class TestLocal(Conformance):
         await first.kill()
         await alone.kill()
         await (await steps.start("environment", attempt=4, options=options)).wait()
-        seen = json.loads((steps.output / "environment.json").read_text())["environment"]
+        seen = json.loads(steps.report.read_text())["environment"]
         assert (seen["CUDA_VISIBLE_DEVICES"], seen["TRAINER_PROCESSES"]) == ("0,1", "2")
 
     async def test_a_hundred_steps_leave_no_descriptor_process_or_folder(self, steps: Steps, tmp_path: Path):

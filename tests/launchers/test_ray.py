@@ -21,6 +21,7 @@ from deploy.local.ray_cluster import LocalRay, local_ray, ray_program
 from deploy.local.report import MissingPieceError
 from tests.launchers.conformance import FAKE_TRAINER, Steps, everybody, until
 from tests.launchers.remote_cases import RemoteConformance, outpost
+from worker.launchers.folder_exchange import FolderExchanges
 from worker.launchers.interface import LauncherUnavailable
 from worker.launchers.processes import descendants
 from worker.launchers.ray import RayCluster, RayOptions
@@ -34,7 +35,7 @@ def make(address: str, exchange: str, **options: Any) -> RemoteLauncher:
     command = (sys.executable, "-IS", str(FAKE_TRAINER))
     settled = {"beat_s": 0.2, "sighting_s": 0.5, "command": command, "outpost": outpost(), **options}
     cluster = RayCluster(RayOptions(address=address, cpus=0.1, timeout_s=30))
-    return RemoteLauncher(cluster, RemoteOptions(exchange_root=Path(exchange), **settled))
+    return RemoteLauncher(cluster, FolderExchanges(Path(exchange)), RemoteOptions(**settled))
 
 
 class RayPlace:

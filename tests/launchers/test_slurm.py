@@ -16,6 +16,7 @@ from deploy.local.report import MissingPieceError
 from deploy.local.slurm_cluster import LocalSlurm, local_slurm, slurm_programs
 from tests.launchers.conformance import FAKE_TRAINER
 from tests.launchers.remote_cases import RemoteConformance, outpost
+from worker.launchers.folder_exchange import FolderExchanges
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
 from worker.launchers.slurm import SlurmCluster, SlurmOptions
 
@@ -26,7 +27,8 @@ def make(configuration: str, exchange: str, **options: Any) -> RemoteLauncher:
     os.environ["SLURM_CONF"] = configuration
     command = (sys.executable, "-IS", str(FAKE_TRAINER))
     settled = {"beat_s": 0.2, "sighting_s": 0.5, "command": command, "outpost": outpost(), **options}
-    return RemoteLauncher(SlurmCluster(SlurmOptions()), RemoteOptions(exchange_root=Path(exchange), **settled))
+    exchanges = FolderExchanges(Path(exchange))
+    return RemoteLauncher(SlurmCluster(SlurmOptions()), exchanges, RemoteOptions(**settled))
 
 
 class SlurmPlace:
@@ -64,5 +66,5 @@ class TestSlurm(RemoteConformance):
     @pytest.fixture
     def away(self, slurm: SlurmPlace) -> RemoteLauncher:
         options = SlurmOptions(programs=Path("/nowhere"))
-        settled = {"command": ("/bin/true",), "exchange_root": Path(slurm.exchange)}
-        return RemoteLauncher(SlurmCluster(options), RemoteOptions(**settled))
+        exchanges = FolderExchanges(Path(slurm.exchange))
+        return RemoteLauncher(SlurmCluster(options), exchanges, RemoteOptions(command=("/bin/true",)))

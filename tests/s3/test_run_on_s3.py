@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.local.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from tests.acceptance.world import World, until, world_at
 from tests.chaos.proxy import Proxy
-from tests.s3.server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from worker.storage import Storage, StorageOptions, open_storage
 
 if TYPE_CHECKING:

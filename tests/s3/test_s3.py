@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from tests.s3.server import S3Server
+    from deploy.local.s3_server import S3Server
     from worker.storage import Storage
 
 pytestmark = pytest.mark.s3

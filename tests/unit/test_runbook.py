@@ -13,7 +13,7 @@ from worker.intake.handler import DeadReason
 
 RUNBOOK = Path("deploy/runbook.md").read_text(encoding="utf-8")
 RULES_FILE = Path("deploy/prometheus/rules.yaml").read_text(encoding="utf-8")
-CODED = {"bad_data": 0, "LauncherUnavailable": 0, "_infrastructure": 0}
+CODED = {"bad_data": 0, "LauncherUnavailable": 0, "_infrastructure": 0, "InputError": 0, "DeliveryError": 0}
 """Calls whose argument of this place is a code, though no failure class stands before it."""
 
 

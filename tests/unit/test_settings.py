@@ -1,6 +1,7 @@
 """Settings: what an operator may write, and that the example says all of it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from worker.api.settings import ApiSettings
 from worker.launchers.remote import RemoteLauncher
 from worker.placement import launcher_of
 from worker.settings import Settings, read_settings
+from worker.storage import FileStorage
 
 
 def test_env_example_is_made_from_the_settings() -> None:
@@ -90,6 +92,25 @@ def test_cluster_that_cannot_see_our_files_is_named_at_start(
         read_settings()
 
 
+STORAGE = {"WORKER_LAUNCHER": "ray", "WORKER_EXCHANGE_KIND": "storage"}
+
+
+@pytest.mark.parametrize("url", ["file:///var/lib/speech-training", "gs://bucket", "az://container"])
+def test_steps_that_share_nothing_but_storage_need_one_that_signs_addresses(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    for name, value in (STORAGE | {"WORKER_STORAGE_URL": url}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=f"WORKER_STORAGE_URL={url} has none"):
+        read_settings()
+
+
+def test_steps_that_share_nothing_but_storage_need_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (STORAGE | {"WORKER_STORAGE_URL": "s3://bucket/prefix"}).items():
+        monkeypatch.setenv(name, value)
+    assert read_settings().exchange is None
+
+
 def test_a_training_that_could_never_have_its_devices_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_TRAINER_PROCESSES", "3")
     for devices in ("", "cpu", "0,1,2"):
@@ -100,7 +121,7 @@ def test_a_training_that_could_never_have_its_devices_is_named_at_start(monkeypa
         read_settings()
 
 
-def test_what_steps_ask_of_a_cluster_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_steps_ask_of_a_cluster_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {
         "WORKER_EXCHANGE": "/shared",
         "WORKER_RAY_RESOURCES": '{"a100": 0.5}',
@@ -115,4 +136,4 @@ def test_what_steps_ask_of_a_cluster_is_read(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.ray_header_map() == {"Authorization": "Bearer x"}
     assert settings.slurm_argument_list() == ["--partition=gpu", "--comment=two words"]
     assert settings.slurm_programs is None
-    assert isinstance(launcher_of(settings), RemoteLauncher)
+    assert isinstance(launcher_of(settings, FileStorage(tmp_path)), RemoteLauncher)

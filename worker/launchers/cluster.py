@@ -28,8 +28,8 @@ class Sighting:
 class Cluster(Protocol):
     """What a launcher needs of a cluster. Every method raises ``LauncherUnavailable`` when it does not answer."""
 
-    async def submit(self, name: str, command: str, output: Path) -> None:
-        """Queue a shell command under a unique name; what it prints goes to ``output``."""
+    async def submit(self, name: str, command: str, output: Path | None) -> None:
+        """Queue a shell command under a unique name; what it prints goes to ``output``, or where the cluster likes."""
 
     async def sightings(self) -> Mapping[str, Sighting]:
         """Every step the cluster knows of, by name. A name that is missing is gone."""

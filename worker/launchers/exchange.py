@@ -1,44 +1,38 @@
-"""The folder through which a worker and a step on another machine talk: small files, each written by one side.
+"""What a worker and a step on another machine say to each other, and how either side says it.
 
-Both see the same file system. Below ``<root>/<run id>/<attempt>-<step>-<serial>/``, where
-the serial counts the starts of the same step in the same attempt:
+The words: the worker lays an *order* and grants the right to run in answer to the step's *questions*; the step says
+events, output and the facts of its end. The right counts from the moment the step *asked*, on the step's own clock,
+so the two clocks need not agree and a slow road only shortens it.
 
-==============  =========  ==================================================================================
-file            written    content
-==============  =========  ==================================================================================
-``order.json``  worker     what to run and how: the StepSpec, the options of the node's own launcher
-``owner``       worker     the token of the owner whose grants count; whoever adopts replaces it
-``ask``         step       a number, one more at every beat
-``grant.json``  worker     the right to run: the newest ``ask`` it answers, the seconds left, stop, kill
-``events``      step       event lines
-``log``         step       the output, bounded
-``started``     step       made once: a cluster that starts a job twice starts it in vain
-``ended.json``  step       the facts of the end; the step's last file
-``closed``      worker     made by the owner that has taken everything in: nobody adopts the step any more
-==============  =========  ==================================================================================
-
-The right counts from the moment the step *asked*, on the step's own clock, so the two clocks need not agree and a
-slow network only shortens it. Files replaced as a whole are written beside and renamed.
+There are two roads: a folder that both see (``folder_exchange``), and object storage that the worker reaches with its
+credentials and the step by signed addresses (``storage_exchange``, ``storage_node``).
 """
 
-import json
-import os
-import shutil
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Protocol, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.events import Event
 from schemas.steps import Step, StepSpec
+from worker.errors import StorageAway, WorkerError
+from worker.launchers.interface import Ended, EndReason
 
-OUTPOST_LOG: Final = "outpost.log"
-"""What the outpost itself prints: nothing, or why it could not work."""
+
+class UnreadableWord(WorkerError):  # noqa: N818 - what the other side is to blame for
+    """What the other side wrote does not fit its model, or is larger than it may be."""
+
+
+EXCHANGE_AWAY: Final = (OSError, StorageAway, UnreadableWord)
+"""What either road raises while it is interrupted: nothing is known, and later it may be there again."""
+MOST_WANTS: Final = 256
 
 
 class Order(BaseModel):
-    """What the step's side must know. Readable by its user only: addresses in it may be signed."""
+    """What the step's side must know. For its eyes only: addresses in it may be signed."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -55,6 +49,19 @@ class Order(BaseModel):
     garbage_limit: int
 
 
+class Question(BaseModel):
+    """What the step wants to know: may it go on, and where."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int = Field(default=0, ge=0)
+    """One more at every beat; 0: it has not asked yet."""
+    wants: tuple[str, ...] = Field(default=(), max_length=MOST_WANTS)
+    """What it wants signed addresses for; see ``storage_exchange``."""
+    log_version: int = 0
+    """How often its output was put into storage."""
+
+
 class Grant(BaseModel):
     """The owner's word to its step."""
 
@@ -68,150 +75,177 @@ class Grant(BaseModel):
     kill: bool
 
 
-class Exchange:
-    """One step's folder."""
+class EndFacts(BaseModel):
+    """``interface.Ended`` without the last event, which is among the events."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.events = folder / "events"
-        self.log = folder / "log"
+    model_config = ConfigDict(frozen=True)
 
-    @property
-    def name(self) -> str:
-        """Unique: ``<run id>-<attempt>-<step>-<serial>``."""
-        return f"{self.folder.parent.name}-{self.folder.name}"
-
-    @property
-    def attempt(self) -> int:
-        """The attempt that started it."""
-        return int(self.folder.name.split("-")[0])
-
-    @property
-    def serial(self) -> int:
-        """How many starts of the same step in the same attempt this makes."""
-        return int(self.folder.name.split("-")[2])
+    reason: EndReason
+    exit_code: int | None
+    signal: int | None
+    out_of_memory: bool
+    max_rss_bytes: int
+    cpu_s: float
+    paused_s: float
+    garbage_lines: int
+    dropped_events: int
+    detail: str = Field(max_length=100_000)
 
     @classmethod
-    def newest(cls, root: Path, run_id: UUID, attempt: int, step: Step) -> Self | None:
-        """The last start of this step in the newest attempt up to this one, if there was any."""
-        starts = [cls(folder) for folder in (root / str(run_id)).glob(f"*-{step}-*")]
-        known = [start for start in starts if start.attempt <= attempt]
-        return max(known, key=lambda start: (start.attempt, start.serial), default=None)
+    def of(cls, ended: Ended) -> Self:
+        """What is to be told of an end."""
+        facts = asdict(ended)
+        del facts["last_word"]
+        return cls(**facts)
 
-    @classmethod
-    def next(cls, root: Path, run_id: UUID, attempt: int, step: Step) -> Self:
-        """The folder, not yet made, for one more start of this step."""
-        newest = cls.newest(root, run_id, attempt, step)
-        serial = newest.serial + 1 if newest is not None and newest.attempt == attempt else 1
-        return cls(root / str(run_id) / f"{attempt}-{step}-{serial}")
 
-    @classmethod
-    def of_earlier_attempts(cls, root: Path, run_id: UUID, below_attempt: int) -> list[Self]:
-        """The run's starts in smaller attempts that were begun and have not said that they ended."""
-        found = [cls(folder) for folder in sorted((root / str(run_id)).glob("*-*-*"))]
-        return [exchange for exchange in found if exchange.attempt < below_attempt and exchange.ended() is None]
+class Exchange(Protocol):
+    """One start of one step, seen by its owner. Every method may raise one of ``EXCHANGE_AWAY``."""
 
-    def create(self, order: Order, token: str) -> None:
-        """Lay the folder, the order and the first owner.
+    name: str
+    """Unique: ``<run id>-<attempt>-<step>-<serial>``, where the serial counts the starts in the same attempt."""
+    attempt: int
+    """The attempt that started it."""
+    serial: int
+    output: Path | None
+    """Where the cluster writes what the outpost prints; None: nowhere that we could read."""
+    log: Path
+    """The step's output on this host, as far as ``bring_log`` brought it."""
+
+    async def create(self, order: Order, token: str) -> None:
+        """Lay the order and name the first owner.
 
         Raises:
             FileExistsError: somebody else laid it in the same moment.
         """
-        self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.folder.mkdir(mode=0o700)
-        self._write("order.json", order.model_dump_json())
-        self.take_over(token)
 
-    def begin(self) -> None:
+    async def arguments(self) -> Sequence[str]:
+        """What the outpost is told on its command line, where other users of the cluster may see it."""
+
+    async def order(self) -> Order:
+        """What to run."""
+
+    async def take_over(self, token: str) -> None:
+        """From now on only this owner's grants count."""
+
+    async def is_taken_from(self, token: str) -> bool:
+        """Whether somebody else has taken over. What cannot be read says nothing."""
+
+    async def close(self, token: str) -> None:
+        """Say that its end was taken in, if that is for this owner to say: nobody adopts the step any more."""
+
+    async def is_closed(self) -> bool:
+        """Whether its end was taken in by an owner: it is over for good, and nothing is left to adopt."""
+
+    async def question(self) -> Question:
+        """The step's newest question."""
+
+    async def grant(self, grant: Grant, question: Question) -> bool:
+        """Answer, if the grant's owner still is the owner. False: there is nobody yet who could read it."""
+
+    async def command_kill(self, token: str) -> None:
+        """Take over only to end it, begun or not."""
+
+    async def more_events(self) -> bytes:
+        """The next bytes of the event lines, some at a time; none when there are no more yet."""
+
+    async def bring_log(self, question: Question, *, whole: bool = False) -> None:
+        """Make ``log`` current; ``whole``: now that nobody writes it any more."""
+
+    async def ended(self) -> EndFacts | None:
+        """The facts of the end, once there are any. They are written after everything else."""
+
+    async def outpost_output(self) -> str:
+        """The last that the outpost itself printed: nothing, or why it could not work."""
+
+
+class Exchanges(Protocol):
+    """Every exchange of every step: one road."""
+
+    fetches: bool
+    """Whether steps fetch their inputs from object storage and leave their outputs there, by themselves."""
+
+    async def newest(self, run_id: UUID, attempt: int, step: Step) -> Exchange | None:
+        """The last start of this step in the newest attempt up to this one, if there was any."""
+
+    async def next(self, run_id: UUID, attempt: int, step: Step) -> Exchange:
+        """The exchange, not yet laid, for one more start of this step."""
+
+    async def of_earlier_attempts(self, run_id: UUID, below_attempt: int) -> Sequence[Exchange]:
+        """The run's starts in smaller attempts that have not said that they ended."""
+
+    async def remove_old(self) -> int:
+        """Remove what belongs to runs in which nothing was written for a week; how many runs."""
+
+
+class NodeSide(Protocol):
+    """The same exchange, seen by the step's outpost on its node. Methods may raise one of ``EXCHANGE_AWAY``."""
+
+    log: Path
+    """Where the step's output is to be written."""
+
+    async def begin(self) -> Order:
         """The step's first act.
 
         Raises:
-            FileExistsError: this very step was begun before.
+            FileExistsError: this very step was begun before: a cluster that starts a job twice starts it in vain.
         """
-        os.close(os.open(self.folder / "started", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
-    def order(self) -> Order:
-        """What to run."""
-        return Order.model_validate_json(self._read("order.json") or "")
+    async def ask(self, number: int) -> Grant | None:
+        """Ask for the right, and read the present owner's newest word; perhaps an answer to an earlier question."""
 
-    def take_over(self, token: str) -> None:
-        """From now on only this owner's grants count."""
-        self._write("owner", token)
+    async def fetched(self, spec: StepSpec, scratch: Path) -> StepSpec:
+        """The spec with every input and the output as paths on this node.
 
-    def is_owned_by(self, token: str) -> bool:
-        """Whether nobody else has taken over."""
-        return self._read("owner") == token
+        Raises:
+            InputError: an input cannot be had.
+        """
 
-    def is_taken_from(self, token: str) -> bool:
-        """Whether somebody else has taken over. A folder that is away says nothing."""
-        return self._read("owner") not in (None, token)
+    async def pass_on(self, event: Event) -> None:
+        """Tell the owner; of files only when the owner can read them."""
 
-    def close(self, token: str) -> None:
-        """Say that its end was taken in, if that is for this owner to say."""
-        if self.is_owned_by(token):
-            self._write("closed", "")
+    async def keep_up(self) -> None:
+        """Bring on what was written since the last time: events, output."""
 
-    def is_closed(self) -> bool:
-        """Whether its end was taken in by an owner: it is over for good, and nothing is left to adopt."""
-        return (self.folder / "closed").exists()
+    def give_up(self) -> None:
+        """The step is to be killed: nothing is worth waiting for any more."""
 
-    def ask(self, number: int) -> None:
-        """The step's next question for its right."""
-        self._write("ask", str(number))
-
-    def asked(self) -> int:
-        """The newest question; 0 before the first."""
-        return int(self._read("ask") or 0)
-
-    def grant(self, grant: Grant) -> None:
-        """Answer, if the grant's owner still is the owner."""
-        if self.is_owned_by(grant.owner):
-            self._write("grant.json", grant.model_dump_json())
-
-    def command_kill(self, token: str) -> None:
-        """Take over only to end it."""
-        self.take_over(token)
-        self.grant(Grant(owner=token, ask=0, remaining_s=0.0, stop=False, kill=True))
-
-    def granted(self) -> Grant | None:
-        """The present owner's newest word."""
-        content = self._read("grant.json")
-        if content is None:
-            return None
-        grant = Grant.model_validate_json(content)
-        return grant if self.is_owned_by(grant.owner) else None
-
-    def end(self, facts: dict[str, Any]) -> None:
-        """The facts of the end, after everything else is written."""
-        self._write("ended.json", json.dumps(facts))
-
-    def ended(self) -> dict[str, Any] | None:
-        """The facts of the end, once there are any."""
-        content = self._read("ended.json")
-        return None if content is None else json.loads(content)
-
-    def _write(self, name: str, content: str) -> None:
-        # two owners may write at once for a moment: each beside under its own name
-        beside = self.folder / f".{name}.{os.getpid()}.{time.monotonic_ns()}"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
-        beside.replace(self.folder / name)
-
-    def _read(self, name: str) -> str | None:
-        try:
-            return (self.folder / name).read_text()
-        except FileNotFoundError:
-            return None
+    async def end(self, facts: EndFacts) -> None:
+        """The facts of the end, after everything else was brought on."""
 
 
-_KEPT_S: Final = 7 * 24 * 3600.0
+class InputError(Exception):
+    """An input could not be brought to the node.
+
+    Attributes:
+        code: ``input_unreachable``, ``input_spoiled``, ``node_disk``.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
 
 
-def remove_old(root: Path) -> int:
-    """Remove the folders of runs in which nothing was written for a week; how many."""
-    limit = time.time() - _KEPT_S
-    old = [run for run in root.glob("*/") if max(path.stat().st_mtime for path in [run, *run.glob("*")]) < limit]
-    for run in old:
-        shutil.rmtree(run, ignore_errors=True)
-    return len(old)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def understood(model: type[Model], content: str | bytes) -> Model:
+    """What the other side wrote, checked.
+
+    Raises:
+        UnreadableWord: it is something else.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise UnreadableWord(f"not a {model.__name__}: {error}") from error
+
+
+Start = TypeVar("Start", bound=Exchange)
+
+
+def starts_up_to(found: Sequence[Start], attempt: int) -> Start | None:
+    """Of the starts of one step, the newest in an attempt that is not above this one."""
+    known = [start for start in found if start.attempt <= attempt]
+    return max(known, key=lambda start: (start.attempt, start.serial), default=None)

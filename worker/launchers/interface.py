@@ -111,6 +111,14 @@ class Handle(Protocol):
 class Launcher(Protocol):
     """A kind of place where steps run."""
 
+    @property
+    def fetches(self) -> bool:
+        """Whether its steps take their inputs from object storage (``StepSpec.sources``) by themselves.
+
+        Their checkpoints and artifacts lie in storage too when the event that tells of them arrives, below
+        ``schemas.steps.output_prefix``. Otherwise steps read and write the paths that they are told.
+        """
+
     async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> Handle:
         """Start a step with the right to run for ``lease_s`` seconds; its output is appended to ``log``.
 

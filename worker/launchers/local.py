@@ -59,6 +59,8 @@ class LocalOptions:
 class LocalLauncher:
     """Runs each step as a process on this host."""
 
+    fetches = False
+
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
         self._devices = Devices(options.device_locks, options.devices)

@@ -54,6 +54,8 @@ class NoopHandle:
 class NoopLauncher:
     """Starts nothing and says so."""
 
+    fetches = False
+
     async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> NoopHandle:
         """A handle on a step that has ended."""
         _ = lease_s, log

@@ -1,27 +1,30 @@
 """The worker's stand-in on a cluster's node: runs one step there with the local launcher, inside a granted right.
 
     python -m worker.launchers.outpost <exchange folder>
+    python -m worker.launchers.outpost <signed address to claim the step> <signed address of the owner's word>
 
 It is what a Ray or Slurm job executes, in the trainer's environment. It asks its owner for the right to run through
-the exchange folder, feeds the step with what is granted, passes events on, and leaves the facts of the end. Nobody
+the exchange, feeds the step with what is granted, passes events on, and leaves the facts of the end. Nobody
 grants: the step is paused, then killed, by the same supervisor as on the worker's own machine. The outpost is
 killed: the supervisor sees its pipe close.
 """
 
 import asyncio
-import dataclasses
 import os
 import signal
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from schemas.events import Event, Stopped, encode
-from schemas.steps import STOPPED_EXIT_CODE
-from worker.launchers.exchange import Exchange, Order
+from schemas.events import Failure, Stopped
+from schemas.failures import FailureClass
+from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, StepSpec
+from worker.launchers.exchange import EXCHANGE_AWAY, EndFacts, Grant, InputError, NodeSide, Order
+from worker.launchers.folder_exchange import FolderExchange
 from worker.launchers.interface import Ended, EndReason, Handle, LauncherUnavailable
 from worker.launchers.local import LocalLauncher, LocalOptions
+from worker.launchers.node_scratch import node_scratch
+from worker.launchers.storage_node import StorageNode
 from worker.launchers.supervisor import now
 
 _PASSED_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -31,92 +34,115 @@ _PASSED_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 class Outpost:
     """One step on this node."""
 
-    def __init__(self, exchange: Exchange, order: Order) -> None:
-        self._exchange = exchange
+    def __init__(self, side: NodeSide, order: Order, scratch: Path) -> None:
+        self._side = side
         self._order = order
+        self._scratch = scratch
         self._asked_at: dict[int, float] = {}
-        self._deadline = now()
+        self._deadline = self._fed_at = now()
+        self._word: Grant | None = None
+        self._handle: Handle | None = None
         self._stop_asked = False
 
     async def run(self) -> None:
         """From the first question to the facts of the end."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_term)
-        with tempfile.TemporaryDirectory(prefix="speech-training-") as scratch:
-            launcher = LocalLauncher(self._options(Path(scratch)))
-            ended = await self._run_step(launcher)
-            await launcher.close()
-        facts = dataclasses.asdict(ended)
-        del facts["last_word"]  # it is among the events
-        self._exchange.end(facts)
+        launcher = LocalLauncher(self._options())
+        beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep_up())]
+        ended = await self._run_step(launcher)
+        await launcher.close()
+        await self._side.end(EndFacts.of(ended))
+        for task in beside:
+            task.cancel()
 
     async def _run_step(self, launcher: LocalLauncher) -> Ended:
-        began = now()
-        while (lease_s := self._right_s()) <= 0:
+        ready = asyncio.create_task(self._ready())
+        over = asyncio.create_task(self._over_before_it_began())
+        await asyncio.wait({ready, over}, return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if not ready.done():
+            self._side.give_up()
+            ready.cancel()
+            if over.result().exit_code == STOPPED_EXIT_CODE:
+                await self._side.pass_on(Stopped())
+            return over.result()
+        try:
+            spec = ready.result()
+            lease_s = self._deadline - now()
+            self._handle = await launcher.start(spec, lease_s=lease_s, log=self._side.log)
+        except InputError as error:
+            await self._side.pass_on(_unreachable(error))
+            return _ended_unstarted(EndReason.EXITED, exit_code=FAILURE_EXIT_CODE, detail=str(error))
+        except LauncherUnavailable as error:
+            return _ended_unstarted(EndReason.NOT_STARTED, detail=str(error))
+        async for event in self._handle.events():
+            await self._side.pass_on(event)
+        return await self._handle.wait()
+
+    async def _ready(self) -> StepSpec:
+        """Everything is here, and the right to run."""
+        spec = await self._side.fetched(self._order.spec, self._scratch)
+        while self._deadline <= now():  # noqa: ASYNC110 - the beat finds out; there is nothing else to wait for
+            await asyncio.sleep(self._order.beat_s / 2)
+        return spec
+
+    async def _over_before_it_began(self) -> Ended:
+        """Wait for a kill, a wish to stop, or the end of the patience without a right."""
+        while True:
             if self._wants_kill():
                 return _ended_unstarted(EndReason.KILLED)
             if self._wants_stop():
-                with self._exchange.events.open("ab") as file:
-                    file.write(encode(Stopped()))
                 return _ended_unstarted(EndReason.EXITED, exit_code=STOPPED_EXIT_CODE)
-            if now() - began > self._order.patience_s:
+            if now() - max(self._fed_at, self._deadline) > self._order.patience_s:
                 return _ended_unstarted(EndReason.UNFED)
-            await asyncio.sleep(self._order.beat_s)
-        try:
-            handle = await launcher.start(self._order.spec, lease_s=lease_s, log=self._exchange.log)
-        except LauncherUnavailable as error:
-            return _ended_unstarted(EndReason.NOT_STARTED, detail=str(error))
-        beating = asyncio.create_task(self._beat(handle))
-        with self._exchange.events.open("ab", buffering=0) as file:
-            async for event in handle.events():
-                self._pass_on(event, file.fileno())
-        beating.cancel()
-        return await handle.wait()
+            await asyncio.sleep(self._order.beat_s / 2)
 
-    async def _beat(self, handle: Handle) -> None:
+    async def _beat(self) -> None:
         told_to_stop = False
         while True:
-            with suppress(OSError):  # the shared folder is away: no answer, no right, and perhaps later again
-                handle.feed(self._right_s())
-                if self._wants_kill():
-                    await handle.kill()
-                elif self._wants_stop() and not told_to_stop:
-                    told_to_stop = True
-                    await handle.ask_stop()
+            with suppress(*EXCHANGE_AWAY):  # the road is cut: no answer, no right, and perhaps later again
+                await self._ask()
+                if self._handle is not None:
+                    self._handle.feed(self._deadline - now())
+                    if self._wants_kill():
+                        self._side.give_up()
+                        await self._handle.kill()
+                    elif self._wants_stop() and not told_to_stop:
+                        told_to_stop = True
+                        await self._handle.ask_stop()
             await asyncio.sleep(self._order.beat_s)
 
-    def _right_s(self) -> float:
-        """Seconds of right left now; takes in what was granted and asks for more on the way."""
-        moment = now()
+    async def _keep_up(self) -> None:
+        while True:
+            with suppress(*EXCHANGE_AWAY):
+                await self._side.keep_up()
+            await asyncio.sleep(self._order.beat_s)
+
+    async def _ask(self) -> None:
+        """Ask for the right, and take in what was granted."""
         number = max(self._asked_at, default=0) + 1
-        self._asked_at[number] = moment
-        self._exchange.ask(number)
-        grant = self._exchange.granted()
-        if grant is not None and grant.ask in self._asked_at:
-            self._deadline = self._asked_at[grant.ask] + grant.remaining_s
+        self._asked_at[number] = now()
+        self._word = word = await self._side.ask(number)
+        if word is not None and word.ask in self._asked_at:
+            self._deadline = self._asked_at[word.ask] + word.remaining_s
             # earlier questions can never be answered any more
-            self._asked_at = {asked: at for asked, at in self._asked_at.items() if asked >= grant.ask}
-        return self._deadline - moment
+            self._asked_at = {asked: at for asked, at in self._asked_at.items() if asked >= word.ask}
 
     def _wants_kill(self) -> bool:
-        grant = self._exchange.granted()
-        return grant is not None and grant.kill
+        return self._word is not None and self._word.kill
 
     def _wants_stop(self) -> bool:
-        grant = self._exchange.granted()
-        return self._stop_asked or (grant is not None and grant.stop)
+        return self._stop_asked or (self._word is not None and self._word.stop)
 
     def _on_term(self) -> None:
         self._stop_asked = True  # the cluster wants the node: a checkpoint is worth more than nothing
 
-    def _pass_on(self, event: Event, descriptor: int) -> None:
-        os.write(descriptor, encode(event))
-
-    def _options(self, scratch: Path) -> LocalOptions:
+    def _options(self) -> LocalOptions:
         order = self._order
         given = {name: os.environ[name] for name in _PASSED_DEVICES if name in os.environ}
         return LocalOptions(
             command=order.command,
-            scratch_root=scratch,
+            scratch_root=self._scratch,
             patience_s=order.patience_s,
             memory_limit_bytes=order.memory_limit_bytes,
             log_limit_bytes=order.log_limit_bytes,
@@ -126,6 +152,15 @@ class Outpost:
             added_environment=given | order.added_environment,
             garbage_limit=order.garbage_limit,
         )
+
+
+def _unreachable(error: InputError) -> Failure:
+    return Failure(
+        failure_class=FailureClass.INFRASTRUCTURE,
+        code=error.code,
+        message="A file this training needs could not be brought to its machine.",
+        detail=error.detail,
+    )
 
 
 def _ended_unstarted(reason: EndReason, *, exit_code: int | None = None, detail: str = "") -> Ended:
@@ -142,15 +177,24 @@ def _ended_unstarted(reason: EndReason, *, exit_code: int | None = None, detail:
     )
 
 
-def main() -> None:
-    """Entry point.
+def _side(arguments: list[str], scratch: Path) -> NodeSide:
+    return FolderExchange(Path(arguments[0])) if len(arguments) == 1 else StorageNode(*arguments, scratch=scratch)
+
+
+async def run_step(arguments: list[str]) -> None:
+    """Run the step that the arguments lead to.
 
     Raises:
         FileExistsError: the cluster started the same step a second time; the first one is the step.
     """
-    exchange = Exchange(Path(sys.argv[1]))
-    exchange.begin()
-    asyncio.run(Outpost(exchange, exchange.order()).run())
+    with node_scratch() as scratch:
+        side = _side(arguments, scratch)
+        await Outpost(side, await side.begin(), scratch).run()
+
+
+def main() -> None:
+    """Entry point."""
+    asyncio.run(run_step(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -40,12 +40,13 @@ class RayCluster:
             raise ValueError(f"a Ray dashboard's address begins with http:// or https://, not {options.address!r}")
         self._options = options
 
-    async def submit(self, name: str, command: str, output: Path) -> None:
+    async def submit(self, name: str, command: str, output: Path | None) -> None:
         """A Ray job whose submission id is the name."""
-        # the outpost's own output goes to its folder: Ray's copy would lie where other users of the cluster look
+        # into the outpost's own folder where there is one: Ray's copy lies where other users of the cluster look
+        redirected = "" if output is None else f" >>{shlex.quote(str(output))} 2>&1"
         order = {
             "submission_id": name,
-            "entrypoint": f"{command} >>{shlex.quote(str(output))} 2>&1",
+            "entrypoint": command + redirected,
             "entrypoint_num_cpus": self._options.cpus,
             "entrypoint_num_gpus": self._options.gpus,
             "entrypoint_resources": dict(self._options.resources),

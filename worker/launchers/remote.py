@@ -1,4 +1,4 @@
-"""Steps as jobs of a cluster: one job per step, whose outpost talks to its owner through a shared folder."""
+"""Steps as jobs of a cluster: one job per step, whose outpost talks to its owner through an exchange."""
 
 import asyncio
 import shlex
@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from schemas.steps import Step, StepSpec
 from worker.launchers.cluster import Cluster, Presence, Sighting
-from worker.launchers.exchange import OUTPOST_LOG, Exchange, Order, remove_old
+from worker.launchers.exchange import Exchange, Exchanges, Order
 from worker.launchers.interface import EndReason, LauncherUnavailable
 from worker.launchers.remote_handle import SILENT_BEATS, RemoteHandle
 
@@ -23,12 +23,10 @@ class RemoteOptions:
 
     command: Sequence[str]
     """The trainer's program on the nodes."""
-    exchange_root: Path
-    """A folder that the worker and all nodes see under the same path."""
     outpost: Sequence[str] = (sys.executable, "-m", "worker.launchers.outpost")
-    """The program on the nodes that runs a step; it gets the exchange folder as its argument."""
+    """The program on the nodes that runs a step; the exchange says with which arguments."""
     beat_s: float = 1.0
-    """Between two questions for the right to run, and between two looks at a step's folder."""
+    """Between two questions for the right to run, and between two looks at a step's exchange."""
     sighting_s: float = 5.0
     """Between two looks at the cluster's list."""
     patience_s: float = 600.0
@@ -49,57 +47,60 @@ _UNKNOWN: Final = Sighting(Presence.GONE, "unknown to the cluster")
 class RemoteLauncher:
     """Runs each step as a job of a cluster; steps outlive the worker until their right runs out."""
 
-    def __init__(self, cluster: Cluster, options: RemoteOptions) -> None:
+    def __init__(self, cluster: Cluster, exchanges: Exchanges, options: RemoteOptions) -> None:
         self._cluster = cluster
+        self._exchanges = exchanges
         self._options = options
         self._handles: set[RemoteHandle] = set()
         self._seen: Mapping[str, Sighting] = {}
         self._seen_at = -float("inf")
         self._looking = asyncio.Lock()
 
+    @property
+    def fetches(self) -> bool:
+        """See ``Launcher.fetches``."""
+        return self._exchanges.fetches
+
     async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> RemoteHandle:
         """See ``Launcher.start``."""
         token = uuid4().hex
-        exchange = await asyncio.to_thread(self._order, spec, token)
-        command = shlex.join([*self._options.outpost, str(exchange.folder)])
+        exchange = await self._ordered(spec, token)
+        command = shlex.join([*self._options.outpost, *await exchange.arguments()])
         name = f"{_PREFIX}{exchange.name}"
         try:
-            await self._cluster.submit(name, f"exec {command}", exchange.folder / OUTPOST_LOG)
+            await self._cluster.submit(name, f"exec {command}", exchange.output)
         except LauncherUnavailable:
             # perhaps it was queued and only the answer is lost: then it finds this, and ends unstarted
-            await asyncio.to_thread(exchange.command_kill, token)
+            await exchange.command_kill(token)
             raise
         return self._handle(exchange, spec, token, lease_s, log)
 
     async def adopt(self, run_id: UUID, attempt: int, step: Step, *, lease_s: float, log: Path) -> RemoteHandle | None:
         """See ``Launcher.adopt``."""
-        root = self._options.exchange_root
-        exchange = await asyncio.to_thread(Exchange.newest, root, run_id, attempt, step)
-        if exchange is None or await asyncio.to_thread(exchange.is_closed):
+        exchange = await self._exchanges.newest(run_id, attempt, step)
+        if exchange is None or await exchange.is_closed():
             return None
         sighting = await self._look(exchange)
-        ended = await asyncio.to_thread(exchange.ended)
+        ended = await exchange.ended()
         if ended is None and sighting.presence is Presence.GONE:
             return None
-        if ended is not None and ended["reason"] != EndReason.EXITED:
+        if ended is not None and ended.reason is not EndReason.EXITED:
             return None
         token = uuid4().hex
-        order = await asyncio.to_thread(exchange.order)
-        await asyncio.to_thread(exchange.take_over, token)
+        order = await exchange.order()
+        await exchange.take_over(token)
         return self._handle(exchange, order.spec, token, lease_s, log)
 
     async def ensure_stopped(self, run_id: UUID, below_attempt: int) -> None:
         """See ``Launcher.ensure_stopped``.
 
-        Told through the folder, killed by the cluster, and believed when the cluster calls it gone and it has not
+        Told through the exchange, killed by the cluster, and believed when the cluster calls it gone and it has not
         asked for its right for some beats: a cluster that lost its memory does not make us start twice.
         """
-        earlier = await asyncio.to_thread(
-            Exchange.of_earlier_attempts, self._options.exchange_root, run_id, below_attempt
-        )
+        earlier = await self._exchanges.of_earlier_attempts(run_id, below_attempt)
         token = uuid4().hex
         for exchange in earlier:
-            await asyncio.to_thread(exchange.command_kill, token)
+            await exchange.command_kill(token)
         while alive := self._alive(await self._cluster.sightings(), run_id, below_attempt):
             for name in alive:
                 await self._cluster.cancel(name)
@@ -107,8 +108,8 @@ class RemoteLauncher:
         await asyncio.gather(*(self._until_silent(exchange) for exchange in earlier))
 
     async def sweep(self) -> int:
-        """See ``Launcher.sweep``: the exchange folders of runs long over."""
-        return await asyncio.to_thread(remove_old, self._options.exchange_root)
+        """See ``Launcher.sweep``: the exchanges of runs long over."""
+        return await self._exchanges.remove_old()
 
     async def close(self) -> None:
         """Let go of every step without ending it: another worker may adopt it while its right lasts."""
@@ -135,8 +136,8 @@ class RemoteLauncher:
 
     async def _until_silent(self, exchange: Exchange) -> None:
         asked, silent = -1, 0
-        while silent < SILENT_BEATS and await asyncio.to_thread(exchange.ended) is None:
-            before, asked = asked, await asyncio.to_thread(exchange.asked)
+        while silent < SILENT_BEATS and await exchange.ended() is None:
+            before, asked = asked, (await exchange.question()).number
             silent = silent + 1 if asked == before else 0
             await asyncio.sleep(self._options.beat_s)
 
@@ -151,10 +152,10 @@ class RemoteLauncher:
             and int(name.removeprefix(prefix).partition("-")[0]) < below_attempt
         ]
 
-    def _order(self, spec: StepSpec, token: str) -> Exchange:
+    async def _ordered(self, spec: StepSpec, token: str) -> Exchange:
         options = self._options
-        exchange = Exchange.next(options.exchange_root, spec.run_id, spec.attempt, spec.step)
-        exchange.create(
+        exchange = await self._exchanges.next(spec.run_id, spec.attempt, spec.step)
+        await exchange.create(
             Order(
                 spec=spec,
                 command=tuple(options.command),

@@ -1,11 +1,10 @@
-"""One step on a cluster seen from the worker: its exchange folder, its right to run, its end."""
+"""One step on a cluster seen from the worker: its exchange, its right to run, its end."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -13,19 +12,17 @@ from schemas.events import Event
 from schemas.steps import StepSpec
 from worker.launchers.cluster import Presence, Sighting
 from worker.launchers.event_stream import EventStream
-from worker.launchers.exchange import OUTPOST_LOG, Exchange, Grant
+from worker.launchers.exchange import EXCHANGE_AWAY, EndFacts, Exchange, Grant, Question
 from worker.launchers.interface import Ended, EndReason, LauncherUnavailable
 from worker.launchers.log_copy import LogCopy
 
 _log = structlog.get_logger()
 
-_READ_BYTES: Final = 262_144
 SILENT_BEATS: Final = 10
 """So many beats without a question from a step that its cluster calls gone: it is lost. Also the time that a step
 has to obey a kill before its cluster is asked to do it."""
 _MARGIN_S: Final = 10.0
 """For what no clock measures: a node under load, a file system that shows a file late."""
-_DETAIL_BYTES: Final = 2_000
 
 
 class RemoteHandle:
@@ -55,14 +52,14 @@ class RemoteHandle:
         self._deadline = self._loop.time() + lease_s
         self._stop = False
         self._kill = False
-        self._asked = 0
+        self._question = Question()
+        """The newest that was seen."""
         self._asked_at = self._loop.time()
-        """When the newest question was first seen."""
+        """When it was first seen."""
         self._longest_right_s = lease_s
         """The longest right that was ever granted at once."""
         self._told = False
         """Whether the newest question and the newest decision are answered."""
-        self._offset = 0
         self._log_copy = LogCopy(exchange.log, log)
         self._stream = EventStream()
         self._changed = asyncio.Event()
@@ -79,7 +76,7 @@ class RemoteHandle:
     @property
     def waits(self) -> bool:
         """See ``Handle.waits``."""
-        return self._asked == 0
+        return self._question.number == 0
 
     def on_end(self, call: Callable[[], None]) -> None:
         """Have this called when the step has ended."""
@@ -100,18 +97,18 @@ class RemoteHandle:
         self._speak()
 
     async def kill(self) -> None:
-        """See ``Handle.kill``. While neither folder nor cluster answers, this waits: nobody could know."""
+        """See ``Handle.kill``. While neither exchange nor cluster answers, this waits: nobody could know."""
         self._kill = True
         self._speak()
         await asyncio.wait([self._ended], timeout=SILENT_BEATS * self._beat_s)
         while not self._ended.done():
             try:
                 await self._end_taken_over_or(self._cancel_it)
-            except (LauncherUnavailable, OSError):
+            except (LauncherUnavailable, *EXCHANGE_AWAY):
                 await asyncio.sleep(self._beat_s)
         await self.wait()
-        with suppress(OSError):
-            await asyncio.to_thread(self._exchange.close, self._token)
+        with suppress(*EXCHANGE_AWAY):
+            await self._exchange.close(self._token)
 
     async def wait(self) -> Ended:
         """See ``Handle.wait``."""
@@ -133,17 +130,17 @@ class RemoteHandle:
                     await self._end(self._conclude(facts))
                 else:
                     await self._end_taken_over_or(self._doubt_silence)
-            except OSError as error:
-                _log.warning("exchange_away", folder=str(self._exchange.folder), error=str(error))
+            except EXCHANGE_AWAY as error:
+                _log.warning("exchange_away", exchange=self._exchange.name, error=str(error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._beat_s)
             self._changed.clear()
 
-    async def _take_in(self) -> dict[str, Any] | None:
+    async def _take_in(self) -> EndFacts | None:
         """Read everything new; the facts of the end, if it has ended."""
         async with self._looking:
             while True:
-                facts, data = await asyncio.to_thread(self._look_and_answer)
+                facts, data = await self._look_and_answer()
                 self._stream.push(data)
                 if not data:
                     return None if self._stream.full else facts
@@ -152,39 +149,36 @@ class RemoteHandle:
         """Seconds since its newest question was first seen."""
         return self._loop.time() - self._asked_at
 
-    def _look_and_answer(self) -> tuple[dict[str, Any] | None, bytes]:
-        """One look at the folder: the facts of the end if there are any, and new event bytes.
-
-        In a thread, for the file system may be far away.
-        """
-        asked = self._exchange.asked()
-        if asked != self._asked:
-            self._asked, self._asked_at, self._told = asked, self._loop.time(), False
+    async def _look_and_answer(self) -> tuple[EndFacts | None, bytes]:
+        """One look at the exchange: the facts of the end if there are any, and new event bytes."""
+        question = await self._exchange.question()
+        if question.number != self._question.number:
+            self._question, self._asked_at, self._told = question, self._loop.time(), False
         if not self._told:
-            self._told = True
-            remaining_s = self._deadline - self._loop.time()
-            self._longest_right_s = max(self._longest_right_s, remaining_s)
-            self._exchange.grant(
-                Grant(
-                    owner=self._token,
-                    ask=asked,
-                    remaining_s=remaining_s,
-                    stop=self._stop,
-                    kill=self._kill,
-                )
-            )
-        facts = self._exchange.ended()  # before the events: it is written after them
-        self._log_copy.follow()
+            self._told = True  # before the answer is on its way: what is said meanwhile wants another
+            if not await self._answer(question):
+                self._told = False
+        facts = await self._exchange.ended()  # before the events: it is written after them
+        await self._exchange.bring_log(question)
+        await asyncio.to_thread(self._log_copy.follow)
         data = b""
         if not self._stream.full:
-            with suppress(FileNotFoundError), self._exchange.events.open("rb") as file:
-                data = os.pread(file.fileno(), _READ_BYTES, self._offset)
-        self._offset += len(data)
+            data = await self._exchange.more_events()
         return facts, data
+
+    async def _answer(self, question: Question) -> bool:
+        remaining_s = self._deadline - self._loop.time()
+        self._longest_right_s = max(self._longest_right_s, remaining_s)
+        grant = Grant(owner=self._token, ask=question.number, remaining_s=remaining_s, stop=self._stop, kill=self._kill)
+        try:
+            return await self._exchange.grant(grant, question)
+        except EXCHANGE_AWAY:
+            self._told = False
+            raise
 
     async def _end_taken_over_or(self, act: Callable[[], Awaitable[None]]) -> None:
         """What another owner has taken is over for us, and never to be killed; else act."""
-        if await asyncio.to_thread(self._exchange.is_taken_from, self._token):
+        if await self._exchange.is_taken_from(self._token):
             await self._end(self._without_facts(EndReason.TAKEN_OVER, "another owner has taken over"))
         else:
             await act()
@@ -214,7 +208,7 @@ class RemoteHandle:
 
     async def _end_lost(self, word: str) -> None:
         """It ended without leaving facts. What it said until then is kept."""
-        with suppress(OSError):
+        with suppress(*EXCHANGE_AWAY):
             facts = await self._take_in()
             if facts is not None:  # it did leave them, just now
                 await self._end(self._conclude(facts))
@@ -225,7 +219,10 @@ class RemoteHandle:
             reason = EndReason.MEMORY_LIMIT
         else:
             reason = EndReason.SUPERVISOR_LOST
-        await self._end(self._without_facts(reason, f"the cluster says: {word}\n{self._outpost_output()}".strip()))
+        said = ""
+        with suppress(*EXCHANGE_AWAY):
+            said = await self._exchange.outpost_output()
+        await self._end(self._without_facts(reason, f"the cluster says: {word}\n{said}".strip()))
 
     def _without_facts(self, reason: EndReason, detail: str) -> Ended:
         return Ended(
@@ -242,24 +239,18 @@ class RemoteHandle:
             detail=detail,
         )
 
-    def _conclude(self, facts: dict[str, Any]) -> Ended:
-        dropped = facts["dropped_events"] + self._stream.dropped
-        reason = EndReason(facts["reason"])
-        return Ended(**facts | {"reason": reason, "dropped_events": dropped}, last_word=self._stream.last_word)
+    def _conclude(self, facts: EndFacts) -> Ended:
+        dropped = facts.dropped_events + self._stream.dropped
+        return Ended(**facts.model_dump() | {"dropped_events": dropped}, last_word=self._stream.last_word)
 
     async def _end(self, ended: Ended) -> None:
         if self._ended.done():
             return
-        with suppress(OSError):
+        with suppress(*EXCHANGE_AWAY):
+            await self._exchange.bring_log(self._question, whole=True)
             await asyncio.to_thread(self._log_copy.finish)
         self._stream.close()
         if not self._ended.done():
             self._ended.set_result(ended)
             for call in self._at_end:
                 call()
-
-    def _outpost_output(self) -> str:
-        with suppress(OSError), (self._exchange.folder / OUTPOST_LOG).open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _DETAIL_BYTES))
-            return log.read().decode(errors="replace")
-        return ""

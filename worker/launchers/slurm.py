@@ -46,14 +46,14 @@ class SlurmCluster:
     def __init__(self, options: SlurmOptions) -> None:
         self._options = options
 
-    async def submit(self, name: str, command: str, output: Path) -> None:
+    async def submit(self, name: str, command: str, output: Path | None) -> None:
         """A batch job that Slurm never requeues: another attempt is ours to decide."""
         await self._call(
             "sbatch",
             "--parsable",
             "--no-requeue",
             f"--job-name={name}",
-            f"--output={output}",
+            f"--output={output or os.devnull}",
             "--open-mode=append",
             "--chdir=/",
             *self._options.arguments,

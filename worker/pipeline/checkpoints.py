@@ -8,9 +8,10 @@ import structlog
 
 from schemas import events
 from schemas.digest import tree_digest
-from schemas.steps import StepSpec
+from schemas.steps import Source, StepSpec, checkpoint_prefix
 from worker.domain.run import Checkpoint, RunInputs
 from worker.errors import NotStored, Spoiled
+from worker.pipeline.addresses import Address, proven
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
@@ -30,13 +31,14 @@ async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event:
     adopted = spec.attempt != attempt.run.attempt
     if adopted and await _known(attempt, parts, event):
         return
-    address = f"runs/{spec.run_id}/{attempt.run.attempt}/checkpoints/{event.steps_done:08d}"
     try:
-        folder = await asyncio.to_thread(_folder_of, spec, event)
-        if await asyncio.to_thread(tree_digest, folder) != event.sha256:
-            _log.warning("checkpoint differs from its digest", path=event.path)
-            return
-        await parts.storage.upload_folder(folder, address)
+        if parts.launcher.fetches:
+            address = await _delivered(parts, spec, event)
+        else:
+            address = await _stored(attempt, parts, spec, event)
+    except Spoiled:
+        _log.warning("checkpoint differs from its digest", path=event.path)
+        return
     except FileNotFoundError:  # the trainer keeps only its newest ones
         _log.log(logging.INFO if adopted else logging.WARNING, "checkpoint announced but not there", path=event.path)
         return
@@ -51,6 +53,27 @@ async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event:
     parts.metrics.checkpoints.inc()
     _log.info("checkpoint registered", steps_done=event.steps_done, bytes=event.bytes)
     await _prune(attempt, parts)
+
+
+async def _stored(attempt: Attempt, parts: Parts, spec: StepSpec, event: events.Checkpoint) -> str:
+    """Store the bytes that lie in the step's folder; where."""
+    address = f"runs/{spec.run_id}/{attempt.run.attempt}/checkpoints/{event.steps_done:08d}"
+    folder = await asyncio.to_thread(_folder_of, spec, event)
+    if await asyncio.to_thread(tree_digest, folder) != event.sha256:
+        raise Spoiled(event.path)
+    await parts.storage.upload_folder(folder, address)
+    return address
+
+
+async def _delivered(parts: Parts, spec: StepSpec, event: events.Checkpoint) -> str:
+    """Where the node stored the bytes, and said so after it had compared their digest. Counted here, not read."""
+    address = checkpoint_prefix(spec, event.steps_done)
+    sizes = [stored.bytes async for stored in parts.storage.listing(address)]
+    if not sizes:
+        raise FileNotFoundError(address)
+    if sum(sizes) != event.bytes:
+        raise Spoiled(f"{address} has {sum(sizes)} bytes, not {event.bytes}")
+    return address
 
 
 async def _known(attempt: Attempt, parts: Parts, event: events.Checkpoint) -> bool:
@@ -87,7 +110,7 @@ async def _prune(attempt: Attempt, parts: Parts) -> None:
             await parts.storage.delete_prefix(checkpoint.address)
 
 
-async def newest_checkpoint(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Path | None:
+async def newest_checkpoint(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Address | None:
     """The newest registered checkpoint of any attempt whose bytes fit its digest; else the one before; else None."""
     registered = await until_answered(
         lambda: parts.runs.checkpoints(attempt.run.id), parts.clock, what="list checkpoints"
@@ -97,10 +120,10 @@ async def newest_checkpoint(attempt: Attempt, parts: Parts, inputs: RunInputs) -
             _log.warning("checkpoint of another recipe version: starting over", version=checkpoint.recipe_version)
             continue
         try:
-            folder = await parts.storage.materialize(checkpoint.address, sha256=checkpoint.sha256)
+            place = await proven(parts, Source(address=checkpoint.address, sha256=checkpoint.sha256))
         except (NotStored, Spoiled) as error:
             _log.warning("checkpoint is not what it was", address=checkpoint.address, error=str(error))
             continue
         _log.info("resuming", steps_done=checkpoint.steps_done, from_attempt=checkpoint.attempt)
-        return folder
+        return place
     return None

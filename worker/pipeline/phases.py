@@ -3,7 +3,6 @@
 import asyncio
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -11,13 +10,13 @@ from pydantic import ValidationError
 from schemas.failures import FailureClass
 from schemas.recipes import recipes, validated
 from schemas.status import Gate
-from schemas.steps import Step, Verdict
+from schemas.steps import Source, Step, Verdict
 from worker import __version__
 from worker.domain.gate import Measured, decide
 from worker.domain.outcome import Succeeded, Version
 from worker.domain.run import RunInputs
 from worker.errors import StepFailed
-from worker.pipeline.addresses import base_weights, manifest_for_step
+from worker.pipeline.addresses import Address, base_weights, inside, manifest_for_step, reached
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.checkpoints import newest_checkpoint
 from worker.pipeline.load import ManifestLimits, build_manifest
@@ -37,9 +36,9 @@ class Prepared:
     report: DataReport
 
     @property
-    def folder(self) -> Path:
+    def place(self) -> Address:
         """The dataset itself; the verdicts lie beside it."""
-        return self.dataset.folder / "dataset"
+        return inside(self.dataset.place, "dataset")
 
 
 async def load(attempt: Attempt, parts: Parts) -> RunInputs:
@@ -93,12 +92,11 @@ async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared
     """Decode, judge every file, make the dataset; fail only below the floor of usable audio."""
     manifest = await manifest_for_step(attempt, parts, inputs)
     key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256)
-    dataset = await run_step(attempt, parts, Step.PREPARE, inputs, {"manifest": str(manifest)}, key)
+    dataset = await run_step(attempt, parts, Step.PREPARE, inputs, {"manifest": manifest}, key)
     assert inputs.load_verdicts is not None
     known = await parts.storage.get_bytes(inputs.load_verdicts, _VERDICTS_LIMIT)
-    report = await asyncio.to_thread(
-        lambda: merge_verdicts(_verdicts(known), _verdicts((dataset.folder / "verdicts.jsonl").read_bytes()))
-    )
+    made = await parts.storage.get_bytes(f"{dataset.address}/verdicts.jsonl", _VERDICTS_LIMIT)
+    report = await asyncio.to_thread(lambda: merge_verdicts(_verdicts(known), _verdicts(made)))
     await until_answered(
         lambda: parts.data.set_verdicts(attempt.fence, report.items), parts.clock, what="write verdicts"
     )
@@ -114,15 +112,15 @@ async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared
 
 async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared) -> Made:
     """Train from the base's weights, or on from the newest checkpoint."""
-    addresses = {
-        "dataset": str(prepared.folder),
-        "base": str(await base_weights(parts, inputs)),
+    addresses: dict[str, Address] = {
+        "dataset": prepared.place,
+        "base": await base_weights(parts, inputs),
     }
     if inputs.general_set is not None:
-        addresses["general"] = str(await parts.storage.materialize(inputs.general_set))
+        addresses["general"] = await reached(parts, Source(address=inputs.general_set))
     checkpoint = await newest_checkpoint(attempt, parts, inputs)
     if checkpoint is not None:
-        addresses["checkpoint"] = str(checkpoint)
+        addresses["checkpoint"] = checkpoint
     key = content_key(
         Step.TRAIN,
         inputs,
@@ -137,13 +135,13 @@ async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Pre
 
 async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Prepared, trained: Made) -> Made:
     """Decode the test split once with base and custom model, and count the errors."""
-    addresses = {
-        "dataset": str(prepared.folder),
-        "base": str(await base_weights(parts, inputs)),
-        "custom": str(trained.folder),
+    addresses: dict[str, Address] = {
+        "dataset": prepared.place,
+        "base": await base_weights(parts, inputs),
+        "custom": trained.place,
     }
     if inputs.general_set is not None:
-        addresses["general"] = str(await parts.storage.materialize(inputs.general_set))
+        addresses["general"] = await reached(parts, Source(address=inputs.general_set))
     key = content_key(Step.EVALUATE, inputs, str(attempt.run.id), trained.sha256, prepared.dataset.sha256)
     evaluated = await run_step(attempt, parts, Step.EVALUATE, inputs, addresses, key)
     figures = measured(evaluated.figures)
@@ -171,12 +169,12 @@ async def publish(  # noqa: PLR0913 - it gathers everything
         "gate_sentence": decision.sentence,
         "phase_seconds": attempt.phase_seconds,
     }
-    addresses = {
-        "base": str(await base_weights(parts, inputs)),
-        "custom": str(trained.folder),
-        "evaluation": str(evaluated.folder),
-        "dataset": str(prepared.folder),
-        "train": str(trained.folder),
+    addresses: dict[str, Address] = {
+        "base": await base_weights(parts, inputs),
+        "custom": trained.place,
+        "evaluation": evaluated.place,
+        "dataset": prepared.place,
+        "train": trained.place,
     }
     key = content_key(Step.EXPORT, inputs, str(attempt.run.id), trained.sha256, evaluated.sha256)
     exported = await run_step(attempt, parts, Step.EXPORT, inputs, addresses, key, context=context)
@@ -186,7 +184,7 @@ async def publish(  # noqa: PLR0913 - it gathers everything
         "phase_seconds": {name: round(seconds, 1) for name, seconds in attempt.phase_seconds.items()},
         "gate_sentence": decision.sentence,
     }
-    has_report = (exported.folder / "report.html").is_file()
+    has_report = await parts.storage.size(f"{exported.address}/report.html") is not None
     return Succeeded(
         figures=figures,
         gate=decision.gate,

