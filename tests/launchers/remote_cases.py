@@ -160,9 +160,10 @@ class RemoteConformance(Conformance):
             assert isinstance(verdict, StepFailed)
             assert verdict.failure_class is FailureClass.INFRASTRUCTURE
         else:
-            # the outpost outlived its trainer by a moment, or was asked first and had the time for a checkpoint
+            # the outpost outlived its trainer by a moment, or was asked first and had the time for a checkpoint;
+            # Ray asks every process of the job at once, so that a trainer may end of that too
             assert ended.reason is EndReason.EXITED
-            assert ended.signal == signal.SIGKILL or ended.exit_code == 75
+            assert ended.signal in {signal.SIGKILL, signal.SIGTERM} or ended.exit_code == 75
 
     async def test_the_same_step_can_be_started_again(self, steps: Steps):
         launcher = steps.launcher()
