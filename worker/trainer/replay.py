@@ -18,6 +18,8 @@ from worker.trainer.step import StepRun
 from worker.trainer.voices import voices
 from worker.trainer.whisper import Whisper
 
+_PADDING_S: Final = 8.0
+"""Silence after an utterance, at least: with less the base itself mishears ordinary speech, and is no teacher."""
 _UTTERANCES_A_STEP: Final = 8
 """With four the gradient differs so much from step to step that the customer's words are learned late."""
 
@@ -37,7 +39,7 @@ class Replay:
                 dataset,
                 utterances,
                 self._plan.groups,
-                padding_s=run.parameters.padding_s,
+                padding_s=max(_PADDING_S, run.parameters.padding_s),
                 precision=precision,
                 file=run.output / f".states-general-{hearing}",
                 language=run.spec.context.get("language"),
