@@ -2,16 +2,13 @@
 
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.steps import Step
 
 ENTRY_POINTS: Final = "speech_training.recipes"
-
-
-Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
 class WhisperParameters(BaseModel):
@@ -21,7 +18,7 @@ class WhisperParameters(BaseModel):
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of everything drawn at random: the same data, settings and seed give the same model again."""
-    epochs: int = Field(default=8, ge=1, le=100)
+    epochs: int = Field(default=6, ge=1, le=100)
     """Passes over the training split."""
     batch_size: int = Field(default=16, ge=1, le=512)
     """Utterances a step; batches hold utterances of similar length."""
@@ -36,19 +33,25 @@ class WhisperParameters(BaseModel):
     """Of the decoder, while training."""
     distillation: float = Field(default=0.0, ge=0, le=100)
     """Weight of staying close to the base on the customer's own speech, where the base was right."""
-    replay: float = Field(default=10.0, ge=0, le=100)
+    replay: float = Field(default=5.0, ge=0, le=100)
     """Weight of staying close to the base on the operator's general set, where there is one."""
-    padding_s: float = Field(default=8.0, ge=0, le=30)
+    padding_s: float = Field(default=4.0, ge=0, le=30)
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
     interpolation: float = Field(default=1.0, gt=0, le=1)
     """How far the published weights go from the base (0) towards the trained ones (1)."""
-    speeds: tuple[Speed, ...] = Field(default=(0.9, 1.0, 1.1), min_length=1, max_length=9)
-    """Each training step hears its utterances at one of these speeds: other speeds are other voices."""
+    hearings: int = Field(default=3, ge=1, le=100)
+    """Passes of the encoder over each utterance, every one in another voice; epochs take them in turn."""
+    speed_perturbation: float = Field(default=0.18, ge=0, le=1)
+    """How much faster or slower a hearing may be, as a part: 0.18 is 1/1.18 to 1.18 of the speed."""
+    vocal_tract_perturbation: float = Field(default=0.12, ge=0, le=0.5)
+    """How much higher or lower a hearing's formants may be at the same tempo, as a part."""
+    equalizer_db: float = Field(default=3.0, ge=0, le=20)
+    """How much louder or softer than recorded a hearing's frequencies may be."""
     joined: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps that hear utterances of one speaker joined with pauses, in windows of up to 30 s: for speech
     that comes several sentences at a time."""
-    replay_speeds: tuple[Speed, ...] = Field(default=(0.85, 0.93, 1.0, 1.08, 1.18), min_length=1, max_length=9)
-    """The same for the operator's general set."""
+    replay_hearings: int = Field(default=5, ge=1, le=100)
+    """The same over the operator's general set."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto`: bfloat16 where the processor or GPU has it."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
@@ -77,7 +80,7 @@ class Recipe(BaseModel):
 
 WHISPER: Final = Recipe(
     name="whisper",
-    version="2",
+    version="3",
     parameters=WhisperParameters,
     dataset_parameters=frozenset({"longest_segment_s", "shortest_segment_s", "fastest_speech_cps"}),
     steps={step: f"worker.trainer.{step.value}" for step in Step},

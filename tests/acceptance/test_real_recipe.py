@@ -194,7 +194,7 @@ async def test_a_training_that_sigterm_interrupted_ends_with_the_very_weights_of
         shutil.copy(CLINIC / row["audio_filepath"], tmp_path / "upload" / row["audio_filepath"])
     (tmp_path / "upload" / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command(world, "import", str(tmp_path / "upload"), "--model", model)
-    settings = ("--set", "epochs=4", "--set", "batch_size=2", "--set", "speeds=[1.0]")
+    settings = ("--set", "epochs=4", "--set", "batch_size=2", "--set", "hearings=1")
 
     worker = await world.started()
     undisturbed = uuid.UUID(command(world, "request-run", model, *settings)["run_id"])

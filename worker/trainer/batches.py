@@ -1,4 +1,4 @@
-"""What each step learns from: the customer's utterances, one by one at several speeds, or joined into passages."""
+"""What each step learns from: the customer's utterances, one by one in several voices, or joined into passages."""
 
 import random
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from worker.trainer.passages import joined
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import Ranks
 from worker.trainer.step import StepRun
+from worker.trainer.voices import voices
 from worker.trainer.whisper import Whisper
 
 
@@ -40,8 +41,13 @@ class Batches:
             ranks=ranks,
         )
         self._single = [
-            corpus(utterances, plan.groups, file=run.output / f".states-{speed}", speed=speed)
-            for speed in settings.speeds
+            corpus(
+                utterances,
+                plan.groups,
+                file=run.output / f".states-{hearing}",
+                voices=voices(settings, f"{self._seed}/{hearing}", utterances),
+            )
+            for hearing in range(settings.hearings)
         ]
         self._passages = joined(utterances, f"joined/{self._seed}", model.written) if self._share else []
         alone = [[index] for index in range(len(self._passages))]
@@ -52,7 +58,8 @@ class Batches:
         source = random.Random(f"{self._seed}/heard/{step}")  # noqa: S311 - the same choice again is the point
         if self._joined and source.random() < self._share:
             return self._joined.share(self._some_passages(source))
-        return source.choice(self._single).share(self._plan.batch(step))
+        hearing = self._plan.epoch(step) % len(self._single)
+        return self._single[hearing].share(self._plan.batch(step))
 
     def _some_passages(self, source: random.Random) -> list[int]:
         chosen: list[int] = []

@@ -12,6 +12,7 @@ from worker.trainer.dataset import Dataset, Passage, Utterance
 from worker.trainer.objective import Targets
 from worker.trainer.ranks import ALONE, Ranks
 from worker.trainer.states import EncoderStates
+from worker.trainer.voices import Voice
 from worker.trainer.whisper import Whisper
 
 
@@ -60,7 +61,7 @@ class Corpus:
         precision: torch.dtype,
         file: Path,
         language: str | None,
-        speed: float = 1.0,
+        voices: Sequence[Voice] = (),
         ranks: Ranks = ALONE,
     ) -> None:
         self._groups, self._ranks = groups, ranks
@@ -74,7 +75,7 @@ class Corpus:
             padding_s=padding_s,
             precision=precision,
             file=file,
-            speed=speed,
+            voices=voices,
             ranks=ranks,
         )
 

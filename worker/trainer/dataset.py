@@ -79,14 +79,14 @@ class Dataset:
         """The utterances of these splits, in the dataset's order."""
         return [utterance for utterance in self.utterances if utterance.split in splits]
 
-    def sound(self, heard: Sequence[Utterance | Passage], seconds: float, speed: float = 1.0) -> torch.Tensor:
+    def sound(self, heard: Sequence[Utterance | Passage], seconds: float, speeds: Sequence[float] = ()) -> torch.Tensor:
         """Their sound, float32 [heard, seconds · 16000], full scale 1.0, padded with silence or cut.
 
-        Another speed is another voice as well: faster is higher, as with a tape.
+        Another speed is another voice as well: faster is higher, as with a tape. Without a word all keep theirs.
         """
         length = round(seconds * SAMPLE_RATE)
         batch = np.zeros((len(heard), length), np.float32)
-        for window, one in zip(batch, heard, strict=True):
+        for window, one, speed in zip(batch, heard, speeds or [1.0] * len(heard), strict=True):
             for begin_s, utterance in one.places:
                 sound = self._samples[utterance.start_sample : utterance.start_sample + utterance.samples]
                 if speed != 1.0:

@@ -50,10 +50,14 @@ class Plan:
         """Batches in all."""
         return self.steps_an_epoch * self.epochs
 
+    def epoch(self, step: int) -> int:
+        """The pass over the data that a step belongs to, from 0."""
+        return step // self.steps_an_epoch
+
     def batch(self, step: int) -> Sequence[int]:
         """The groups of one step."""
-        epoch, place = divmod(step, self.steps_an_epoch)
-        return _epoch(len(self.groups), self.groups_a_batch, f"{self.seed}/{epoch}")[place]
+        batches = _epoch(len(self.groups), self.groups_a_batch, f"{self.seed}/{self.epoch(step)}")
+        return batches[step % self.steps_an_epoch]
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rate: up in a line, down along a cosine."""
@@ -63,7 +67,7 @@ class Plan:
         return rising * (_LAST_RATE + (1 - _LAST_RATE) * falling)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _epoch(groups: int, groups_a_batch: int, seed: str) -> list[list[int]]:
     source = random.Random(seed)  # noqa: S311 - no secret: the same order again is the point
     order = sorted(range(groups), key=lambda group: group + source.uniform(0, _JITTER))

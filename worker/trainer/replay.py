@@ -4,7 +4,6 @@ Measured: without it a decoder that learned drug names writes ordinary words as 
 ("formally trezurator" for "formerly treasurer to"). The speech belongs to the base language's operator.
 """
 
-import random
 from typing import Any, Final
 
 import torch
@@ -16,9 +15,13 @@ from worker.trainer.objective import drift
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import Ranks
 from worker.trainer.step import StepRun
+from worker.trainer.voices import voices
 from worker.trainer.whisper import Whisper
 
-_GROUPS_A_STEP: Final = 2
+_PADDING_S: Final = 8.0
+"""Silence after an utterance, at least: with less the base itself mishears ordinary speech, and is no teacher."""
+_UTTERANCES_A_STEP: Final = 8
+"""With four the gradient differs so much from step to step that the customer's words are learned late."""
 
 
 class Replay:
@@ -27,23 +30,23 @@ class Replay:
     def __init__(self, run: StepRun, ranks: Ranks, model: Whisper, teacher: Any, precision: torch.dtype) -> None:
         dataset = Dataset(run.input("general"))
         utterances = dataset.of("train", "dev")
-        self._seed, self._teacher, self._precision = run.spec.seed, teacher, precision
+        self._teacher, self._precision = teacher, precision
         self._ranks = ranks
-        self._groups = Plan(tuple(one.seconds for one in utterances), 1, 1, 0, 0.0).groups
+        self._plan = Plan(tuple(one.seconds for one in utterances), _UTTERANCES_A_STEP, 1, run.spec.seed, 0.0)
         self._corpora = [
             Corpus(
                 model,
                 dataset,
                 utterances,
-                self._groups,
-                padding_s=run.parameters.padding_s,
+                self._plan.groups,
+                padding_s=max(_PADDING_S, run.parameters.padding_s),
                 precision=precision,
-                file=run.output / f".states-general-{speed}",
+                file=run.output / f".states-general-{hearing}",
                 language=run.spec.context.get("language"),
-                speed=speed,
+                voices=voices(run.parameters, f"general/{run.spec.seed}/{hearing}", utterances),
                 ranks=ranks,
             )
-            for speed in run.parameters.replay_speeds
+            for hearing in range(run.parameters.replay_hearings)
         ]
 
     @staticmethod
@@ -53,13 +56,12 @@ class Replay:
         return folder is not None and run.parameters.replay > 0 and bool(Dataset(folder).of("train", "dev"))
 
     def drift(self, step: int, student: Any) -> Tensor:
-        """How far the student is from the base on a few of these utterances, chosen by the step's number.
+        """How far the student is from the base on the step's few of these utterances: all of them in turn.
 
         Added up over all processes it is that.
         """
-        source = random.Random(f"replay/{self._seed}/{step}")  # noqa: S311 - the same choice again is the point
-        start = source.randrange(max(1, len(self._groups) - _GROUPS_A_STEP + 1))
-        batch = source.choice(self._corpora).share(range(start, min(start + _GROUPS_A_STEP, len(self._groups))))
+        hearing = self._plan.epoch(step) % len(self._corpora)
+        batch = self._corpora[hearing].share(self._plan.batch(step))
         part = self._ranks.part(batch.tokens)
         with torch.no_grad():
             original = batch.scores(self._teacher, self._precision)

@@ -12,7 +12,8 @@ from torch import Tensor
 from worker.trainer.audio import SAMPLE_RATE
 from worker.trainer.dataset import Dataset, Passage, Utterance
 from worker.trainer.ranks import ALONE, Ranks
-from worker.trainer.whisper import FRAME, WINDOW_S, Whisper, window_s
+from worker.trainer.voices import Voice, heard_by
+from worker.trainer.whisper import FRAME, Whisper, window_s
 
 TAIL_S: Final = 1.0
 """Seconds of silence whose states are kept after an utterance: where the decoder sees that it is over."""
@@ -34,13 +35,15 @@ class EncoderStates:
         padding_s: float,
         precision: torch.dtype,
         file: Path,
-        speed: float = 1.0,
+        voices: Sequence[Voice] = (),
         ranks: Ranks = ALONE,
     ) -> None:
         self._model, self._dataset = model, dataset
+        voices = voices or [Voice()] * len(utterances)
         self._groups = [[utterances[index] for index in group] for group in groups]
-        self._padding_s, self._precision, self._speed = padding_s, precision, speed
-        self._frames = [_frames(self._longest(group)) for group in self._groups]
+        self._voices = [[voices[index] for index in group] for group in groups]
+        self._padding_s, self._precision = padding_s, precision
+        self._frames = [_frames(self._longest(group)) for group in range(len(groups))]
         sizes = [len(group) * frames for group, frames in zip(self._groups, self._frames, strict=True)]
         self._starts = [0, *np.cumsum(sizes).tolist()]
         width = model.config.d_model
@@ -60,14 +63,10 @@ class EncoderStates:
         frames = max(self._frames[group] for group in whole or groups)
         return torch.cat([_lengthened(part, frames) for part in parts])
 
-    def _longest(self, utterances: Sequence[Utterance | Passage]) -> float:
+    def _longest(self, group: int) -> float:
         """Seconds of the longest of them, as it is heard."""
-        return max(one.seconds for one in utterances) / self._speed_of(utterances)
-
-    def _speed_of(self, utterances: Sequence[Utterance | Passage]) -> float:
-        """Their speed; what would no longer fit its window when slower is heard as it is."""
-        fits = max(one.seconds for one in utterances) / self._speed <= WINDOW_S
-        return self._speed if fits else 1.0
+        heard = zip(self._groups[group], self._voices[group], strict=True)
+        return max(one.seconds / voice.speed for one, voice in heard)
 
     def _group(self, group: int) -> Tensor:
         rows, frames = len(self._groups[group]), self._frames[group]
@@ -81,10 +80,12 @@ class EncoderStates:
         return place.to(device, non_blocking=True)
 
     def _encode(self, group: int) -> Tensor:
-        utterances, frames = self._groups[group], self._frames[group]
-        window = window_s(self._longest(utterances), self._padding_s)
-        device = self._model.filters.device
-        features = self._model.features(self._dataset.sound(utterances, window, self._speed_of(utterances)).to(device))
+        voices, frames = self._voices[group], self._frames[group]
+        window = window_s(self._longest(group), self._padding_s)
+        filters = self._model.filters
+        device = filters.device
+        sound = self._dataset.sound(self._groups[group], window, [voice.speed for voice in voices])
+        features = self._model.features(sound.to(device), heard_by(filters, voices))
         half = torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32)
         with torch.no_grad(), half:
             return self._model.encode(features)[:, :frames].to(torch.bfloat16)

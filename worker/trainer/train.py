@@ -24,6 +24,8 @@ from worker.trainer.step import StepRun, write_atomically, write_json
 from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 
 _SEED_STRIDE: Final = 1_000_003
+_TRAINED: Final = (".encoder_attn", ".fc1.", ".fc2.")
+"""Cross-attention with its norm, and the feed-forward layers, as transformers names them."""
 
 
 def run(run: StepRun) -> None:
@@ -137,7 +139,10 @@ def resumed(
 
 
 def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:
-    """Freeze all but the decoder's layers, which get their dropout, and return what is trained by name."""
+    """Freeze all but the decoder's cross-attention and feed-forward layers, and return what is trained by name.
+
+    Its self-attention stays the base's: trained as well it forgot more and knew the customer's words no better.
+    """
     model.requires_grad_(requires_grad=False)
     for module in model.decoder.modules():
         if hasattr(module, "activation_dropout"):
@@ -145,7 +150,7 @@ def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:
     return {
         name: weight.requires_grad_()
         for name, weight in model.network.named_parameters()
-        if name.startswith(("model.decoder.layers.", "model.decoder.layer_norm."))
+        if name.startswith("model.decoder.layers.") and any(part in name for part in _TRAINED)
     }
 
 

@@ -82,17 +82,21 @@ class Whisper(nn.Module):
         """[vocabulary, width]; also the output projection."""
         return self.decoder.embed_tokens.weight
 
-    def features(self, sound: Tensor) -> Tensor:
-        """Log-mel features [batch, mels, samples / 160] of sound [batch, samples], as Whisper was trained on."""
+    def features(self, sound: Tensor, filters: Tensor | None = None) -> Tensor:
+        """Log-mel features [batch, mels, samples / 160] of sound [batch, samples], as Whisper was trained on.
+
+        Other mel filters [batch, mels, bins] hear other voices.
+        """
         spectrum = torch.stft(sound, _FFT, _HOP, window=self.hann, return_complex=True)[..., :-1].abs().square_()
-        log = torch.clamp(self.filters @ spectrum, min=1e-10).log10_()
+        log = torch.clamp((self.filters if filters is None else filters) @ spectrum, min=1e-10).log10_()
         loudest = log.amax(dim=(1, 2), keepdim=True)
         return torch.maximum(log, loudest - 8.0).add_(4.0).div_(4.0)
 
     def encode(self, features: Tensor) -> Tensor:
         """Encoder states [batch, frames / 2, width] of features of any length up to 30 s: positions are sliced.
 
-        The sound must end in silence (8 s of it, or the 30 s window's): cut sharply, Whisper falls into loops.
+        The sound must end in silence: 4 s are enough to train on, but to decode what the base knows it needs 8 s or
+        the 30 s window's: cut sharply, Whisper falls into loops.
         """
         encoder = self.encoder
         states = functional.gelu(encoder.conv1(features))

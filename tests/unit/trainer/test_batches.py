@@ -12,9 +12,13 @@ from worker.trainer.batches import Batches
 from worker.trainer.dataset import Dataset
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import ALONE
+from worker.trainer.replay import Replay
 from worker.trainer.whisper import Whisper, processor
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default"), pytest.mark.timeout(600)]
+
+LETTERS = 256
+"""The tiny model's tokens from here on are special ones."""
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +41,59 @@ def seen(batch):
 
 
 def test_a_step_hears_the_same_whatever_was_heard_before_it(model, base, dataset, tmp_path):
-    settings = {"joined": 0.5, "speeds": (0.9, 1.1)}
+    settings = {"joined": 0.5, "hearings": 2}
     whole = batches(model, base, dataset, tmp_path / "whole", **settings)
     heard = [seen(whole.share(step)) for step in range(6)]
     resumed = batches(model, base, dataset, tmp_path / "resumed", **settings)
     for step in (4, 5):
         assert all(map(torch.equal, heard[step], seen(resumed.share(step))))
+
+
+def test_every_epoch_hears_the_next_voice_of_each_utterance_and_then_the_first_again(model, base, dataset, tmp_path):
+    epochs = [heard_texts(batches(model, base, dataset, tmp_path, hearings=2), epoch) for epoch in range(3)]
+    assert epochs[0].keys() == epochs[1].keys() == epochs[2].keys()
+    for text, states in epochs[0].items():
+        shared = min(len(states), len(epochs[1][text]), len(epochs[2][text]))
+        assert not states[:shared].equal(epochs[1][text][:shared])
+        assert states[:shared].equal(epochs[2][text][:shared])
+
+
+def heard_texts(heard, epoch):
+    """The states of every utterance of an epoch, by the tokens of its text."""
+    steps = [heard.share(3 * epoch + step) for step in range(3)]
+    return by_text([(batch.inputs, batch.states) for batch in steps])
+
+
+def by_text(batches):
+    """The states of every utterance in batches of inputs and states, by the tokens of its text."""
+    pairs = [pair for batch in batches for pair in zip(*batch, strict=True)]
+    return {tuple(inputs[inputs < LETTERS].tolist()): states for inputs, states in pairs}
+
+
+def test_every_ordinary_utterance_is_replayed_in_turn_and_in_another_voice_the_next_time(
+    model, base, dataset, tmp_path
+):
+    run, _ = tiny.step_run(
+        Step.TRAIN, tmp_path / "train", {"base": base, "general": dataset}, replay_hearings=2, padding_s=1.0
+    )
+    heard = []
+
+    def decoder(input_ids, encoder_hidden_states, use_cache):
+        heard.append((input_ids, encoder_hidden_states))
+        return model.decoder(input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=use_cache)
+
+    replay = Replay(run, ALONE, model, decoder, torch.float32)
+    passes = []
+    for first in (0, 5):
+        with torch.no_grad():
+            assert [float(replay.drift(first + step, model.decoder)) for step in range(5)] == [0.0] * 5
+        passes.append(by_text(heard))
+        heard.clear()
+    assert len(passes[0]) == 40
+    assert passes[0].keys() == passes[1].keys()
+    for text, states in passes[0].items():
+        shared = min(len(states), len(passes[1][text]))
+        assert not states[:shared].equal(passes[1][text][:shared])
 
 
 def test_passages_come_in_their_share_of_the_steps_and_hold_as_many_utterances(model, base, dataset, tmp_path):

@@ -55,11 +55,11 @@ def test_a_passage_sounds_like_its_utterances_one_after_the_other(dataset, utter
     passage = Passage().followed_by(first, 9.0).followed_by(second, 0.5)
     assert passage.text == f"{first.text} {second.text}"
     assert passage.seconds == pytest.approx(first.seconds + 0.5 + second.seconds)
-    heard = data.sound([passage], 6.0, speed)[0]
+    heard = data.sound([passage], 6.0, [speed])[0]
     place = round((first.seconds + 0.5) / speed * 16_000)
     length = round(second.seconds / speed * 16_000) - 1
-    assert heard[: round(first.seconds * 16_000)].equal(data.sound([first], first.seconds, speed)[0])
-    assert heard[place : place + length].equal(data.sound([second], 6.0, speed)[0, :length])
+    assert heard[: round(first.seconds * 16_000)].equal(data.sound([first], first.seconds, [speed])[0])
+    assert heard[place : place + length].equal(data.sound([second], 6.0, [speed])[0, :length])
     assert heard[place - 4_000 : place].abs().max() == 0
 
 

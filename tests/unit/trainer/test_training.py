@@ -2,7 +2,6 @@
 
 # ruff: noqa: PLC0415, E402 - torch is loaded only where a test needs it
 
-import dataclasses
 import json
 import math
 
@@ -21,7 +20,7 @@ pytestmark = [
     pytest.mark.timeout(600),  # a busy machine takes minutes to load torch and to convert a model
 ]
 SHORT = {
-    "speeds": (1.0,),
+    "hearings": 2,
     "joined": 0.5,
     "epochs": 2,
     "learning_rate": 5e-3,
@@ -57,6 +56,16 @@ def test_training_lowers_the_loss_and_leaves_whole_weights(trained):
     assert len((folder / "curves.jsonl").read_text().splitlines()) == 6
 
 
+def test_only_cross_attention_and_feed_forward_layers_of_the_decoder_learn(trained, base):
+    from safetensors.torch import load_file
+
+    before, after = load_file(base / "model.safetensors"), load_file(trained[0] / "model.safetensors")
+    learned = {name.split("layers.")[-1] for name in before if not before[name].equal(after[name])}
+    parts = {name.split(".")[1] for name in learned}
+    assert parts == {"encoder_attn", "encoder_attn_layer_norm", "fc1", "fc2"}
+    assert all("decoder.layers" in name for name in before if not before[name].equal(after[name]))
+
+
 @pytest.mark.parametrize("looks", [1, 4])
 def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, dataset, tmp_path, looks):
     whole, _ = trained
@@ -71,21 +80,23 @@ def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, data
     assert (folder / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
 
 
-def test_other_speeds_are_heard_and_a_recording_too_long_for_its_window_is_heard_as_it_is(base, dataset):
+def test_each_utterance_of_a_group_is_heard_in_its_own_voice(base, dataset, tmp_path):
     from worker.trainer.dataset import Dataset
     from worker.trainer.states import EncoderStates
+    from worker.trainer.voices import Voice
     from worker.trainer.whisper import Whisper, processor
 
     data = Dataset(dataset)
     one = data.utterances[0]
-    assert data.sound([one], 2.0, speed=0.5)[0, 24_000:31_000].abs().max() > 0.01 > data.sound([one], 2.0)[0, -1]
+    assert data.sound([one], 2.0, [0.5])[0, 24_000:31_000].abs().max() > 0.01 > data.sound([one], 2.0)[0, -1]
     model = Whisper(base).to_processor(processor())
-    long = dataclasses.replace(one, samples=29 * 16_000)
-    states = EncoderStates(
-        model, data, [one, long], [[0], [1]], padding_s=1.0, precision=torch.float32, file=dataset / "s", speed=0.8
-    )
-    assert [states._speed_of([one]), states._speed_of([long])] == [0.8, 1.0]
-    assert states.of([0]).shape[1] == math.ceil(50 * (one.seconds / 0.8 + 1.0))
+    settings = {"padding_s": 1.0, "precision": torch.float32, "file": tmp_path / "states"}
+    voices = [Voice(), Voice(), Voice(speed=0.8), Voice(warp=1.1)]
+    states = EncoderStates(model, data, [one] * 4, [[0, 1, 2, 3]], voices=voices, **settings).of([0])
+    assert states.shape[1] == math.ceil(50 * (one.seconds / 0.8 + 1.0))
+    plain, again, slow, warped = states
+    assert plain.equal(again)
+    assert not any(plain.equal(other) for other in (slow, warped))
 
 
 def test_a_checkpoint_of_another_training_is_refused(trained, base, dataset, tmp_path, capsys):
