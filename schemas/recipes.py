@@ -37,8 +37,8 @@ class WhisperParameters(BaseModel):
     """Weight of staying close to the base on the operator's general set, where there is one."""
     padding_s: float = Field(default=4.0, ge=0, le=30)
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
-    interpolation: float = Field(default=1.0, gt=0, le=1)
-    """How far the published weights go from the base (0) towards the trained ones (1)."""
+    interpolation: float = Field(default=0.8, gt=0, le=1)
+    """How far the published weights go from the base (0) towards the trained ones (1): less forgets less."""
     hearings: int = Field(default=3, ge=1, le=100)
     """Passes of the encoder over each utterance, every one in another voice; epochs take them in turn."""
     speed_perturbation: float = Field(default=0.18, ge=0, le=1)
