@@ -18,7 +18,7 @@ class WhisperParameters(BaseModel):
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of everything drawn at random: the same data, settings and seed give the same model again."""
-    epochs: int = Field(default=6, ge=1, le=100)
+    epochs: int = Field(default=8, ge=1, le=100)
     """Passes over the training split."""
     batch_size: int = Field(default=16, ge=1, le=512)
     """Utterances a step; batches hold utterances of similar length."""
