@@ -21,6 +21,8 @@ from worker.storage.spool import PIECE, spool
 Result = TypeVar("Result")
 
 _THREADS: Final = 4
+_RACES: Final = 20
+"""How often other threads and processes may take a folder away as empty before something is put into it."""
 
 
 class FileStorage(Storage):
@@ -223,12 +225,12 @@ def _placed(source: Path, target: Path) -> int:
 
 def _in_folder(target: Path, act: Callable[[], object]) -> None:
     """Do something in a folder that is missing, or that a delete has just taken away as empty."""
-    for tries_left in (2, 1, 0):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for tries_left in reversed(range(_RACES)):
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             act()
         except FileNotFoundError:
-            if not tries_left or target.parent.is_dir():
+            if not tries_left:
                 raise
         else:
             break

@@ -186,7 +186,7 @@ async def test_moving_across_file_systems_copies_whole(storage, tmp_path, monkey
     assert await storage.get_bytes("m/moved", 100) == b"w" * 100
 
 
-async def test_a_full_disk_is_said_so_and_loses_nothing(storage, tmp_path, monkeypatch):
+async def test_a_full_disk_is_said_so_and_loses_nothing(storage, monkeypatch, tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(b"w")
 
@@ -239,6 +239,19 @@ async def test_storing_next_to_a_delete_that_empties_the_folder_works(storage):
 
     await asyncio.gather(*(churn(n) for n in range(4)))
     assert [stored async for stored in storage.listing()] == []
+
+
+async def test_a_folder_taken_away_and_made_again_by_others_in_the_middle_loses_nothing(storage, monkeypatch):
+    replace, unlucky = Path.replace, iter(range(5))
+
+    def too_late(source: Path, target: Path) -> Path:
+        if next(unlucky, None) is not None:
+            raise FileNotFoundError(target)  # although the folder is there again when we look
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", too_late)
+    await storage.put_bytes("hot/folder/a", b"x")
+    assert [stored.key async for stored in storage.listing()] == ["hot/folder/a"]
 
 
 async def test_files_have_no_signed_addresses_but_a_path(storage):
