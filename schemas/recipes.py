@@ -24,7 +24,7 @@ class WhisperParameters(BaseModel):
     """Utterances a step; batches hold utterances of similar length."""
     learning_rate: float = Field(default=1.5e-4, gt=0, le=1e-1)
     """Peak of AdamW's rate: linear warm-up, then a cosine down to a tenth of it."""
-    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    warmup_fraction: float = Field(default=0.04, ge=0, le=1)
     """Share of all steps in which the rate rises."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     gradient_clip: float = Field(default=1.0, gt=0)

@@ -3,8 +3,9 @@
     bash tests/bench.sh scale [--sizes 1000,100000,1000000] [--organizations 10000] [--looks 40]
 
 A tenth of the runs waits, spread over the organizations, 200 run, the rest is over. Every statement is the named
-query that the worker or the API runs, with the sessions that they have; what it changes is rolled back. Prints the
-median and worst of each, and one last line `RESULT {…}` with each median's ratio of the largest to the smallest.
+query that the worker or the API runs, with the sessions that they have; what it changes is rolled back. The sizes are
+databases beside each other that are asked in turn. Prints the median and worst of each, and one last line
+`RESULT {…}` with each median's ratio of the largest to the smallest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import os
 import statistics
 import time
 import uuid
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from deploy.local.postgres import create_database, drop_database
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 RUNNING = 200
 SLOTS = 16
 WORKER = "bench-worker"
+WARM = 6
+"""Looks that do not count: until the plan is settled and the pages are warm."""
 
 # Triggers and foreign keys rest while this is loaded; the counters they keep are written as they would be.
 FILL = """
@@ -86,7 +91,7 @@ class Size:
 
 
 async def fill(dsn: str, size: Size) -> None:
-    """Load a database of that size; analysed and vacuumed as a running one would be."""
+    """Load a database of that size; analysed, vacuumed and on disk as a running one would be."""
     database = Database(dsn, size=1, answer_s=1_800, settings={"enable_seqscan": "on"})
     async with database.connection() as connection:
         await connection.execute("set session_replication_role = replica")
@@ -102,6 +107,7 @@ async def fill(dsn: str, size: Size) -> None:
         )
         await connection.execute("set session_replication_role = origin")
         await connection.execute("vacuum analyze")
+        await connection.execute("checkpoint")  # what loading left to be written is no part of what is measured
     await database.close()
 
 
@@ -149,42 +155,50 @@ async def undone(connection: Connection, statement: str, arguments: tuple[Any, .
     return took
 
 
-async def measure(dsn: str, looks: int) -> dict[str, list[float]]:
-    """Milliseconds of every look, by statement."""
-    database = Database(dsn, size=1)
-    found = {}
-    try:
-        for name, (statement, arguments) in (await statements(database)).items():
-            async with database.connection() as connection:
-                for _ in range(6):  # until the plan is settled and the pages are warm
-                    await undone(connection, statement, arguments())
-                found[name] = [await undone(connection, statement, arguments()) for _ in range(looks)]
-    finally:
-        await database.close()
+async def measure(databases: dict[int, Database], looks: int) -> dict[str, dict[int, list[float]]]:
+    """Milliseconds of every look, by statement and size: all take turns, so that a moment's load hits all alike."""
+    wanted = {size: await statements(database) for size, database in databases.items()}
+    names = list(next(iter(wanted.values())))
+    found: dict[str, dict[int, list[float]]] = {name: {size: [] for size in databases} for name in names}
+    async with AsyncExitStack() as stack:
+        connections = {
+            size: await stack.enter_async_context(database.connection()) for size, database in databases.items()
+        }
+        for look, name, size in product(range(-WARM, looks), names, databases):
+            statement, arguments = wanted[size][name]
+            milliseconds = await undone(connections[size], statement, arguments())
+            if look >= 0:
+                found[name][size].append(milliseconds)
     return found
 
 
 async def run(wanted: argparse.Namespace) -> None:
-    """Every size; then the table and the result line."""
+    """Load every size, then measure all of them side by side; the table and the result line."""
     server = os.environ["TEST_DATABASE_URL"]
-    medians: dict[int, dict[str, float]] = {}
-    for runs in sorted(int(size) for size in wanted.sizes.split(",")):
-        name = f"bench_scale_{uuid.uuid4().hex[:8]}"
-        dsn = await create_database(server, name)
-        try:
+    sizes = sorted(int(size) for size in wanted.sizes.split(","))
+    names = {size: f"bench_scale_{uuid.uuid4().hex[:8]}" for size in sizes}
+    databases: dict[int, Database] = {}
+    try:
+        for size, name in names.items():
+            dsn = await create_database(server, name)
             await migrate(dsn)
             began = time.monotonic()
-            await fill(dsn, Size(runs, wanted.organizations))
-            print(f"{runs} runs loaded in {time.monotonic() - began:.0f} s", flush=True)
-            found = await measure(dsn, wanted.looks)
-        finally:
+            await fill(dsn, Size(size, wanted.organizations))
+            databases[size] = Database(dsn, size=1)
+            print(f"{size} runs loaded in {time.monotonic() - began:.0f} s", flush=True)
+        found = await measure(databases, wanted.looks)
+    finally:
+        for database in databases.values():
+            await database.close()
+        for name in names.values():
             await drop_database(server, name)
-        medians[runs] = {statement: statistics.median(took) for statement, took in found.items()}
-        for statement, took in found.items():
-            print(f"  {statement:20} median {statistics.median(took):8.2f} ms   worst {max(took):8.2f} ms", flush=True)
-    smallest, largest = medians[min(medians)], medians[max(medians)]
-    ratios = {statement: round(largest[statement] / smallest[statement], 2) for statement in smallest}
-    result = {str(size): {name: round(value, 2) for name, value in found.items()} for size, found in medians.items()}
+    medians = {name: {size: statistics.median(looks) for size, looks in took.items()} for name, took in found.items()}
+    print("median (worst) in ms".ljust(20) + "".join(f"{size:>22}" for size in sizes))
+    for name, took in found.items():
+        told = (f"{medians[name][size]:.2f} ({max(took[size]):.2f})" for size in sizes)
+        print(name.ljust(20) + "".join(f"{one:>22}" for one in told))
+    ratios = {name: round(by_size[sizes[-1]] / by_size[sizes[0]], 2) for name, by_size in medians.items()}
+    result = {str(size): {name: round(by_size[size], 2) for name, by_size in medians.items()} for size in sizes}
     print("RESULT " + json.dumps(result | {"ratio_largest_to_smallest": ratios}))
 
 

@@ -124,7 +124,7 @@ async def test_what_was_claimed_by_a_commit_whose_answer_was_lost_begins_once(st
         first, second = await asked(stage, 2)
         try:
             await dispatcher.take_in([first])  # the statements are prepared now
-            proxy.lose_answer_to(b"COMMIT")
+            proxy.lose_answer_to(b"commit")
             with pytest.raises(DatabaseAway):
                 await dispatcher.take_in([second])
             assert proxy.lost_answers == 1

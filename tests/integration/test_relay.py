@@ -160,17 +160,6 @@ async def test_events_of_many_runs_arrive_in_order_per_run_and_the_outbox_emptie
     assert sample(metrics, "training_events_sent_total") == 700 * 3 + 100
 
 
-async def test_a_poke_is_answered_at_once(shop, vhost, listener, metrics):
-    relay = Relay(vhost, OutboxStore(shop.database), declare, metrics, every_s=3600)
-    async with running(relay):
-        await _registered(shop, 1)
-        relay.poke()
-        await until(lambda: listener.messages)
-        await _registered(shop, 1)
-        relay.poke()
-        await until(lambda: len(listener.messages) == 2)
-
-
 async def test_two_relays_at_once_send_every_event_once_and_in_order(shop, vhost, listener, metrics):
     ids = await _registered(shop, 900)
     relays = [Relay(vhost, OutboxStore(shop.database), declare, metrics, every_s=0.05) for _ in range(2)]

@@ -26,8 +26,6 @@ from worker.tracing import OFF, Tracing, trace_of
 
 BATCH: Final = 300
 """Runs in one transaction; each brings all it has to tell."""
-GATHER_S: Final = 0.01
-"""A ring is answered after so long, so that what follows at once shares the batch."""
 
 _log = structlog.get_logger(__name__)
 
@@ -40,7 +38,7 @@ class Relay:
         outbox: where it stands what is to be told.
         declare: makes the exchange and queues, so that the relay does not depend on intake having started.
         metrics: counts what was confirmed.
-        every_s: how often it looks without being rung.
+        every_s: how often it looks: what is told shares a batch with what follows soon.
         confirm_s: how long the broker may take to confirm one message.
         uniform: uniform in [0, 1), for jitter.
         tracing: a span for each message, in its run's trace.
@@ -68,13 +66,8 @@ class Relay:
         self._confirm_s = confirm_s
         self._refused_limit_s = refused_limit_s
         self._uniform = uniform
-        self._rung = asyncio.Event()
         self._held: dict[UUID, tuple[float, Backoff]] = {}
         self._stop = asyncio.Event()
-
-    def poke(self) -> None:
-        """There is something to tell."""
-        self._rung.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until ``stop``; a batch under way is finished.
@@ -99,7 +92,6 @@ class Relay:
         publisher = await Publisher.on(connection, self._confirm_s)
         pauses = Backoff(first_s=0.1, most_s=5.0, random=self._uniform)
         while not self._stop.is_set():
-            self._rung.clear()
             try:
                 more = await self._one_batch(publisher)
                 pauses.reset()
@@ -112,18 +104,15 @@ class Relay:
                 await self._wait(connection)
 
     async def _wait(self, connection: AbstractConnection) -> None:
-        """Until rung, timed, stopped, or the connection is lost."""
-        waits = [
-            asyncio.ensure_future(waiting) for waiting in (self._rung.wait(), self._stop.wait(), connection.closed())
-        ]
+        """Until it is time to look again, or to stop, or the connection is lost."""
+        waits = [asyncio.ensure_future(waiting) for waiting in (self._stop.wait(), connection.closed())]
         try:
             await asyncio.wait(waits, timeout=self._every_s, return_when=asyncio.FIRST_COMPLETED)
-            if waits[2].done():
+            if waits[1].done():
                 raise BrokerAway("the connection closed")
         finally:
             for waiting in waits:
                 waiting.cancel()
-        await pause(self._stop, GATHER_S)
 
     async def _one_batch(self, publisher: Publisher) -> bool:
         """Send what some runs have to tell. True: there is more at once."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
@@ -126,7 +126,9 @@ class Database:
         if self._pool is None:
             await self.open()
         assert self._pool is not None
-        async with translated(), self._pool.acquire(timeout=self._answer_s) as connection:
+        async with translated(), AsyncExitStack() as held:
+            async with asyncio.timeout(self._answer_s):  # the pool's own timeout makes a task for each statement
+                connection = await held.enter_async_context(self._pool.acquire())
             yield connection
 
     @asynccontextmanager
@@ -141,9 +143,15 @@ class Database:
 
         A process that is stopped between two statements would otherwise hold them for as long as it is stopped.
         """
-        async with self.transaction() as connection:
-            await connection.execute("set local idle_in_transaction_session_timeout = '1s'")
-            yield connection
+        async with self.connection() as connection:
+            try:
+                await connection.execute("begin; set local idle_in_transaction_session_timeout = '1s'")  # one trip
+                yield connection
+            except BaseException:
+                if not connection.is_closed():
+                    await connection.execute("rollback")
+                raise
+            await connection.execute("commit")
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Record]:
         """All rows of one statement."""
