@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Final
 
 from worker.launchers.cluster import Cluster
-from worker.launchers.exchange import Exchanges
-from worker.launchers.folder_exchange import FolderExchanges
+from worker.launchers.exchange.folder import FolderExchanges
+from worker.launchers.exchange.interface import Exchanges
+from worker.launchers.exchange.storage import StorageExchanges
 from worker.launchers.interface import Launcher
 from worker.launchers.local import LocalLauncher, LocalOptions
 from worker.launchers.noop import NoopLauncher
 from worker.launchers.ray import RayCluster, RayOptions
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
 from worker.launchers.slurm import SlurmCluster, SlurmOptions
-from worker.launchers.storage_exchange import StorageExchanges
 from worker.settings import Settings
 from worker.storage import Storage
 

@@ -175,6 +175,20 @@ class World:
                 await self.add_file(model, owner, name, content)
         return model, owner
 
+    async def imported_model(self) -> tuple[int, int]:
+        """A model whose recordings were imported by command, wherever the workers keep their files."""
+        model, owner = await self.new_model(files=False)
+        folder = self.folder / "recordings"
+        folder.mkdir()
+        lines = []
+        for n in range(5):
+            (folder / f"r{n}.wav").write_bytes(b"sound %d" % n)
+            lines.append(json.dumps({"audio_filepath": f"r{n}.wav", "text": f"Sentence {n}."}))
+        (folder / "all.jsonl").write_text("\n".join(lines))
+        done = self.command("import", str(folder / "all.jsonl"), "--model", str(model), "--json")
+        assert done.returncode == 0, done.stderr
+        return model, owner
+
     def stored_file(self, model: int, owner: int, name: str, content: bytes) -> tuple[str, tuple[object, ...]]:
         """Put a file into storage; the statement that makes its row, with its arguments."""
         digest = hashlib.sha256(content).hexdigest()

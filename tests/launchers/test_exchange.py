@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 
 from schemas.steps import Step, StepSpec
-from worker.launchers.exchange import EndFacts, Grant, Order, Question, UnreadableWord
-from worker.launchers.folder_exchange import FolderExchange, FolderExchanges
+from worker.launchers.exchange.folder import FolderExchange, FolderExchanges
+from worker.launchers.exchange.interface import EndFacts, Grant, Order, Question, UnreadableWord
 from worker.launchers.interface import EndReason
 from worker.launchers.log_copy import LogCopy
 

@@ -21,7 +21,7 @@ from deploy.local.ray_cluster import LocalRay, local_ray, ray_program
 from deploy.local.report import MissingPieceError
 from tests.launchers.conformance import FAKE_TRAINER, Steps, everybody, until
 from tests.launchers.remote_cases import RemoteConformance, outpost
-from worker.launchers.folder_exchange import FolderExchanges
+from worker.launchers.exchange.folder import FolderExchanges
 from worker.launchers.interface import LauncherUnavailable
 from worker.launchers.processes import descendants
 from worker.launchers.ray import RayCluster, RayOptions

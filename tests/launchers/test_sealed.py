@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from worker.launchers.sealed import KEY_BYTES, NotForUsError, seal, unseal
+from worker.launchers.exchange.sealed import KEY_BYTES, NotForUsError, seal, unseal
 
 KEY = os.urandom(KEY_BYTES)
 

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from worker.launchers.exchange import MOST_WANTS
-from worker.launchers.signed_addresses import SignedAddresses
-from worker.launchers.signed_http import AddressRefusedError, GivenUpError
+from worker.launchers.exchange.interface import MOST_WANTS
+from worker.launchers.exchange.signed_addresses import SignedAddresses
+from worker.launchers.exchange.signed_http import AddressRefusedError, GivenUpError
 
 
 async def wanted(addresses: SignedAddresses, want: str) -> asyncio.Task[str]:

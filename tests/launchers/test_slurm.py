@@ -16,7 +16,7 @@ from deploy.local.report import MissingPieceError
 from deploy.local.slurm_cluster import LocalSlurm, local_slurm, slurm_programs
 from tests.launchers.conformance import FAKE_TRAINER
 from tests.launchers.remote_cases import RemoteConformance, outpost
-from worker.launchers.folder_exchange import FolderExchanges
+from worker.launchers.exchange.folder import FolderExchanges
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
 from worker.launchers.slurm import SlurmCluster, SlurmOptions
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.local.ray_cluster import local_ray, ray_program
 from deploy.local.report import MissingPieceError
 from deploy.local.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, local_s3
 from worker.storage import Storage, StorageOptions, open_storage
@@ -15,6 +16,8 @@ from worker.storage import Storage, StorageOptions, open_storage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+    from tests.acceptance.world import World
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,34 @@ async def opened(server: S3Server, tmp_path: Path) -> AsyncIterator[Callable[...
 @pytest.fixture
 def storage(opened: Callable[..., Storage]) -> Storage:
     return opened()
+
+
+@pytest.fixture
+def on_s3(server: S3Server) -> dict[str, str]:
+    """The settings of workers that keep their files under a prefix of this test's own."""
+    return {
+        "WORKER_STORAGE_URL": f"s3://{BUCKET}/{uuid.uuid4().hex}",
+        "WORKER_S3_ENDPOINT": server.http,
+        "WORKER_S3_ACCESS_KEY": ACCESS_KEY,
+        "WORKER_S3_SECRET_KEY": SECRET_KEY,
+    }
+
+
+@pytest.fixture
+async def world_storage(world: World, server: S3Server, tmp_path: Path) -> AsyncIterator[Storage]:
+    """The storage of the test's workers, with a cache of the test's own."""
+    options = StorageOptions(tmp_path / "own-cache", server.http, "us-east-1", ACCESS_KEY, SECRET_KEY)
+    opened = open_storage(world.settings["WORKER_STORAGE_URL"], options)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture(scope="module")
+def ray_address(server: S3Server) -> Iterator[str]:
+    """A real Ray whose node reaches the S3 server and nothing else of its worker."""
+    try:
+        program = os.environ.get("TEST_RAY") or ray_program()
+    except MissingPieceError as error:
+        pytest.skip(str(error))
+    with local_ray(program, reaching=[server.port]) as cluster:
+        yield cluster.address

@@ -13,9 +13,9 @@ from deploy.local.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY
 from tests.launchers.conformance import FAKE_TRAINER
 from tests.launchers.process_cluster import ProcessCluster
 from tests.launchers.remote_cases import outpost
+from worker.launchers.exchange.storage import StorageExchanges
 from worker.launchers.interface import LauncherUnavailable
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
-from worker.launchers.storage_exchange import StorageExchanges
 from worker.storage import Storage, StorageOptions, open_storage
 
 if TYPE_CHECKING:

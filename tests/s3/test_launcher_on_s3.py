@@ -27,11 +27,12 @@ from tests.launchers.conformance import LONG_S, Steps, collect, everybody, until
 from tests.launchers.remote_cases import RemoteConformance
 from tests.s3.storage_place import AwayCluster, StoragePlace, through_storage
 from worker.errors import StepFailed
-from worker.launchers import storage_exchange, storage_rights
+from worker.launchers.exchange import storage as storage_road
+from worker.launchers.exchange import storage_rights
+from worker.launchers.exchange.sealed import seal
+from worker.launchers.exchange.signed_http import AddressRefusedError, read_small, write_small
+from worker.launchers.exchange.storage import StorageExchange
 from worker.launchers.interface import Handle, LauncherUnavailable
-from worker.launchers.sealed import seal
-from worker.launchers.signed_http import AddressRefusedError, read_small, write_small
-from worker.launchers.storage_exchange import StorageExchange
 from worker.launchers.verdict import StepDone, classify
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ async def test_addresses_expire_and_are_renewed_while_the_step_runs(
     steps: Steps, place: StoragePlace, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(storage_rights, "ADDRESS_S", 2.0)
-    monkeypatch.setattr(storage_exchange, "FRESH_S", 1.0)
+    monkeypatch.setattr(storage_road, "FRESH_S", 1.0)
     storage = place.storage()
     await storage.put_bytes("x", b"x")
     address = await storage.signed_url("x", 2.0)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from deploy.local.ports import free_ports
-from deploy.local.ray_cluster import local_ray, ray_program
-from deploy.local.report import MissingPieceError
 from tests.launchers.remote_cases import RemoteConformance
 from tests.s3.storage_place import StoragePlace, through_storage
 from worker.launchers.ray import RayCluster, RayOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from deploy.local.s3_server import S3Server
@@ -44,16 +40,6 @@ class RayOnS3(StoragePlace):
     def owner(self, **options: Any) -> list[str]:
         maker = {"address": self.address, "folder": str(self.folder), "url": self.url, "endpoint": self.endpoint}
         return ["tests.s3.test_ray_on_s3:make", json.dumps(maker | options)]
-
-
-@pytest.fixture(scope="module")
-def ray_address(server: S3Server) -> Iterator[str]:
-    try:
-        program = os.environ.get("TEST_RAY") or ray_program()
-    except MissingPieceError as error:
-        pytest.skip(str(error))
-    with local_ray(program, reaching=[server.port]) as cluster:
-        yield cluster.address
 
 
 class TestRayOnS3(RemoteConformance):

@@ -2,81 +2,53 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.local.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from tests.acceptance.world import World, until, world_at
 from tests.chaos.proxy import Proxy
-from worker.storage import Storage, StorageOptions, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from deploy.local.s3_server import S3Server
+    from worker.storage import Storage
+
 pytestmark = pytest.mark.s3
 
 
 @pytest.fixture
-async def world(tmp_path: Path, vhost: str, database_url: str, server: S3Server) -> AsyncIterator[World]:
-    settings = {
-        "WORKER_STORAGE_URL": f"s3://{BUCKET}/{uuid.uuid4().hex}",
-        "WORKER_S3_ENDPOINT": server.http,
-        "WORKER_S3_ACCESS_KEY": ACCESS_KEY,
-        "WORKER_S3_SECRET_KEY": SECRET_KEY,
-    }
-    async with world_at(tmp_path, vhost, database_url, **settings) as made:
+async def world(tmp_path: Path, vhost: str, database_url: str, on_s3: dict[str, str]) -> AsyncIterator[World]:
+    async with world_at(tmp_path, vhost, database_url, **on_s3) as made:
         yield made
-
-
-@pytest.fixture
-async def storage(world: World, server: S3Server, tmp_path: Path) -> AsyncIterator[Storage]:
-    options = StorageOptions(tmp_path / "own-cache", server.http, "us-east-1", ACCESS_KEY, SECRET_KEY)
-    opened = open_storage(world.settings["WORKER_STORAGE_URL"], options)
-    yield opened
-    await opened.aclose()
-
-
-async def model_with_files(world: World) -> tuple[int, int]:
-    """A model whose recordings were imported by command, into S3."""
-    model, owner = await world.new_model(files=False)
-    folder = world.folder / "recordings"
-    folder.mkdir()
-    lines = []
-    for n in range(5):
-        (folder / f"r{n}.wav").write_bytes(b"sound %d" % n)
-        lines.append(json.dumps({"audio_filepath": f"r{n}.wav", "text": f"Sentence {n}."}))
-    (folder / "all.jsonl").write_text("\n".join(lines))
-    done = world.command("import", str(folder / "all.jsonl"), "--model", str(model), "--json")
-    assert done.returncode == 0, done.stderr
-    return model, owner
 
 
 async def keys(storage: Storage, prefix: str) -> list[str]:
     return [stored.key.removeprefix(prefix + "/") async for stored in storage.listing(prefix)]
 
 
-async def test_run_reads_from_s3_and_publishes_there(world: World, storage: Storage) -> None:
+async def test_run_reads_from_s3_and_publishes_there(world: World, world_storage: Storage) -> None:
     await world.started()
-    model = await model_with_files(world)
+    model = await world.imported_model()
     run = await world.ask(model)
     row = await world.over(run)
     assert row["status"] == 4, (row["failure_reason"], row["failure_detail"])
     version = await world.pool.fetchrow("select address, sha256 from model_versions where run_id = $1", run)
-    assert await keys(storage, version["address"]) == ["attempt.json", "report.html", "weights.bin"]
-    await storage.materialize(version["address"], sha256=version["sha256"])
-    assert await storage.size(row["log_address"])
+    assert await keys(world_storage, version["address"]) == ["attempt.json", "report.html", "weights.bin"]
+    await world_storage.materialize(version["address"], sha256=version["sha256"])
+    assert await world_storage.size(row["log_address"])
     assert not (world.folder / "storage").exists() or not list((world.folder / "storage").iterdir())
 
 
-async def test_another_machine_resumes_from_the_checkpoint_of_a_killed_one(world: World, storage: Storage) -> None:
+async def test_another_machine_resumes_from_the_checkpoint_of_a_killed_one(
+    world: World, world_storage: Storage
+) -> None:
     first = await world.started(
         WORKER_SCRATCH=str(world.folder / "one/scratch"), WORKER_CACHE=str(world.folder / "one/cache")
     )
-    model = await model_with_files(world)
+    model = await world.imported_model()
     run = await world.ask(model, steps=200, step_s=0.05, checkpoint_every=5)
     await until(lambda: world.pool.fetchval("select max(steps_done) > 5 from run_checkpoints"), "two checkpoints")
     first.kill()
@@ -96,7 +68,7 @@ async def test_another_machine_resumes_from_the_checkpoint_of_a_killed_one(world
 
 async def test_storage_that_is_away_for_a_moment_costs_a_run_nothing_but_time(world: World, server: S3Server) -> None:
     async with Proxy(server.http, postgres=False) as proxy:
-        model = await model_with_files(world)
+        model = await world.imported_model()
         await world.started(WORKER_S3_ENDPOINT="http://127.0.0.1:" + proxy.url.rpartition(":")[2])
         run = await world.ask(model, steps=20, step_s=0.05, checkpoint_every=2)
         await until(lambda: world.pool.fetchval("select count(*) > 1 from run_checkpoints"), "checkpoints")

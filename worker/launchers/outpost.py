@@ -19,12 +19,12 @@ from pathlib import Path
 from schemas.events import Failure, Stopped
 from schemas.failures import FailureClass
 from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, StepSpec
-from worker.launchers.exchange import EXCHANGE_AWAY, EndFacts, Grant, InputError, NodeSide, Order
-from worker.launchers.folder_exchange import FolderExchange
+from worker.launchers.exchange.folder import FolderExchange
+from worker.launchers.exchange.interface import EXCHANGE_AWAY, EndFacts, Grant, InputError, NodeSide, Order
+from worker.launchers.exchange.storage_node import StorageNode
 from worker.launchers.interface import Ended, EndReason, Handle, LauncherUnavailable
 from worker.launchers.local import LocalLauncher, LocalOptions
 from worker.launchers.node_scratch import node_scratch
-from worker.launchers.storage_node import StorageNode
 from worker.launchers.supervisor import now
 
 _PASSED_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")

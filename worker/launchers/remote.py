@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from schemas.steps import Step, StepSpec
 from worker.launchers.cluster import Cluster, Presence, Sighting
-from worker.launchers.exchange import Exchange, Exchanges, Order
+from worker.launchers.exchange.interface import Exchange, Exchanges, Order
 from worker.launchers.interface import EndReason, LauncherUnavailable
 from worker.launchers.remote_handle import SILENT_BEATS, RemoteHandle
 

@@ -12,7 +12,7 @@ from schemas.events import Event
 from schemas.steps import StepSpec
 from worker.launchers.cluster import Presence, Sighting
 from worker.launchers.event_stream import EventStream
-from worker.launchers.exchange import EXCHANGE_AWAY, EndFacts, Exchange, Grant, Question
+from worker.launchers.exchange.interface import EXCHANGE_AWAY, EndFacts, Exchange, Grant, Question
 from worker.launchers.interface import Ended, EndReason, LauncherUnavailable
 from worker.launchers.log_copy import LogCopy
 

@@ -11,11 +11,11 @@ from schemas.digest import digest_of
 from schemas.events import Event, Progress
 from schemas.steps import Source
 from worker.concurrency import all_of
-from worker.launchers.exchange import InputError
+from worker.launchers.exchange.interface import InputError
+from worker.launchers.exchange.signed_http import AbsentError
+from worker.launchers.exchange.storage_word import InputFile
+from worker.launchers.exchange.transfers import WAITING, Transfers, with_signs_of_life
 from worker.launchers.recordings import Recording, nowhere, recordings_of, write_with_places
-from worker.launchers.signed_http import AbsentError
-from worker.launchers.storage_word import InputFile
-from worker.launchers.transfers import WAITING, Transfers, with_signs_of_life
 
 _SIGN_S: Final = 10.0
 _TRIES: Final = 2

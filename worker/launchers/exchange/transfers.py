@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
-from worker.launchers.exchange import MOST_WANTS
-from worker.launchers.signed_addresses import SignedAddresses
-from worker.launchers.signed_http import AbsentError, AddressRefusedError, GivenUpError, read_into, write_file
-from worker.launchers.storage_word import GET, LARGEST_UPLOAD, PUT
+from worker.launchers.exchange.interface import MOST_WANTS
+from worker.launchers.exchange.signed_addresses import SignedAddresses
+from worker.launchers.exchange.signed_http import AbsentError, AddressRefusedError, GivenUpError, read_into, write_file
+from worker.launchers.exchange.storage_word import GET, LARGEST_UPLOAD, PUT
 
 _AT_ONCE: Final = 4
 WAITING: Final = MOST_WANTS

@@ -32,7 +32,7 @@ from uuid import UUID
 
 from schemas.events import Event, encode
 from schemas.steps import Step, StepSpec
-from worker.launchers.exchange import EndFacts, Grant, Order, Question, starts_up_to, understood
+from worker.launchers.exchange.interface import EndFacts, Grant, Order, Question, starts_up_to, understood
 
 _OUTPOST_LOG: Final = "outpost.log"
 _READ_BYTES: Final = 262_144

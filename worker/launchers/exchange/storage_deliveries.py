@@ -10,7 +10,7 @@ from schemas.digest import digest_of
 from schemas.events import Checkpoint, Result
 from schemas.steps import Step
 from worker.concurrency import all_of
-from worker.launchers.transfers import WAITING, Digests, TooLargeToUploadError, Transfers
+from worker.launchers.exchange.transfers import WAITING, Digests, TooLargeToUploadError, Transfers
 
 
 class DeliveryError(Exception):

@@ -4,8 +4,8 @@ The words: the worker lays an *order* and grants the right to run in answer to t
 events, output and the facts of its end. The right counts from the moment the step *asked*, on the step's own clock,
 so the two clocks need not agree and a slow road only shortens it.
 
-There are two roads: a folder that both see (``folder_exchange``), and object storage that the worker reaches with its
-credentials and the step by signed addresses (``storage_exchange``, ``storage_node``).
+There are two roads: a folder that both see (``folder``), and object storage that the worker reaches with its
+credentials and the step by signed addresses (``storage``, ``storage_node``).
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Question(BaseModel):
     number: int = Field(default=0, ge=0)
     """One more at every beat; 0: it has not asked yet."""
     wants: tuple[str, ...] = Field(default=(), max_length=MOST_WANTS)
-    """What it wants signed addresses for; see ``storage_exchange``."""
+    """What it wants signed addresses for; see ``storage``."""
     log_version: int = 0
     """How often its output was put into storage."""
 

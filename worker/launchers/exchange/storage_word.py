@@ -4,7 +4,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.launchers.exchange import Grant, Order
+from worker.launchers.exchange.interface import Grant, Order
 
 STARTED: Final = "started"
 ASK: Final = "ask"

@@ -1,7 +1,7 @@
 """Object storage as the road between a worker and a step on a machine that shares no folder with it: the step's side.
 
 It has no credentials: two signed addresses to begin with, and then those that its owner gives it when it asks. See
-``storage_exchange`` for the objects, and for who could read what.
+``storage`` for the objects, and for who could read what.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ import structlog
 from schemas.events import DROPPABLE, Checkpoint, Event, Failure, Progress, Result, encode
 from schemas.failures import FailureClass
 from schemas.steps import StepSpec
-from worker.launchers.exchange import EndFacts, Grant, Order, Question, UnreadableWord, understood
-from worker.launchers.sealed import KEY_BYTES, NotForUsError, unseal
-from worker.launchers.signed_addresses import SignedAddresses
-from worker.launchers.signed_http import AbsentError, AddressRefusedError, read_small, write_small
-from worker.launchers.storage_deliveries import DeliveryError, deliver_checkpoint, deliver_result
-from worker.launchers.storage_inputs import fetch_inputs
-from worker.launchers.storage_word import (
+from worker.launchers.exchange.interface import EndFacts, Grant, Order, Question, UnreadableWord, understood
+from worker.launchers.exchange.sealed import KEY_BYTES, NotForUsError, unseal
+from worker.launchers.exchange.signed_addresses import SignedAddresses
+from worker.launchers.exchange.signed_http import AbsentError, AddressRefusedError, read_small, write_small
+from worker.launchers.exchange.storage_deliveries import DeliveryError, deliver_checkpoint, deliver_result
+from worker.launchers.exchange.storage_inputs import fetch_inputs
+from worker.launchers.exchange.storage_word import (
     ASK,
     ENDED,
     LOG,
@@ -34,7 +34,7 @@ from worker.launchers.storage_word import (
     Word,
     event_piece,
 )
-from worker.launchers.transfers import Transfers, with_signs_of_life
+from worker.launchers.exchange.transfers import Transfers, with_signs_of_life
 
 _log = structlog.get_logger()
 

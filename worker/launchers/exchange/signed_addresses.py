@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from worker.launchers.exchange import MOST_WANTS
-from worker.launchers.signed_http import AddressRefusedError, GivenUpError
-from worker.launchers.storage_word import OWN
+from worker.launchers.exchange.interface import MOST_WANTS
+from worker.launchers.exchange.signed_http import AddressRefusedError, GivenUpError
+from worker.launchers.exchange.storage_word import OWN
 
 
 class SignedAddresses:

@@ -5,9 +5,9 @@ import time
 from typing import Final
 
 from schemas.steps import StepSpec, attempt_prefix
-from worker.launchers.exchange import Question
+from worker.launchers.exchange.interface import Question
+from worker.launchers.exchange.storage_word import ASK, ENDED, GET, LOG, OWN, OWNER, PUT, WORD, InputFile
 from worker.launchers.recordings import recordings_of
-from worker.launchers.storage_word import ASK, ENDED, GET, LOG, OWN, OWNER, PUT, WORD, InputFile
 from worker.storage import Storage, check_key
 
 ADDRESS_S: Final = 900.0

@@ -43,10 +43,18 @@ from uuid import UUID
 
 from schemas.steps import Step
 from worker.errors import NotStored, TooLarge
-from worker.launchers.exchange import EndFacts, Grant, Order, Question, UnreadableWord, starts_up_to, understood
-from worker.launchers.sealed import KEY_BYTES, seal
-from worker.launchers.storage_rights import CLAIM_S, FRESH_S, StepRights
-from worker.launchers.storage_word import (
+from worker.launchers.exchange.interface import (
+    EndFacts,
+    Grant,
+    Order,
+    Question,
+    UnreadableWord,
+    starts_up_to,
+    understood,
+)
+from worker.launchers.exchange.sealed import KEY_BYTES, seal
+from worker.launchers.exchange.storage_rights import CLAIM_S, FRESH_S, StepRights
+from worker.launchers.exchange.storage_word import (
     ASK,
     ENDED,
     LOG,
