@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import cycle
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import structlog
 from aio_pika.abc import AbstractConnection
@@ -154,22 +154,16 @@ class Intake:
             DatabaseAway, DatabaseRefused: none of it is certain; registering again is harmless.
         """
         settled: dict[int, Accepted | Duplicate | Dead] = {}
-        waiting = dict(enumerate(requests))
-        for look in range(LOOKS):
-            if not waiting:
-                return [settled[index] for index in range(len(requests))]
-            for index, verdict in (await self._tried(waiting)).items():
-                match verdict:
-                    case Accepted() | Duplicate() | Dead():
-                        settled[index] = verdict
-                        del waiting[index]
-                    case Again():
-                        pass
-                    case _:
-                        assert_never(verdict)
-            if waiting:
-                await pause(self._stop, 0.02 * 2**look * self._uniform())
-        raise DatabaseRefused(f"{len(waiting)} requests can neither be registered nor refused")
+        looks = 0
+        while waiting := {index: request for index, request in enumerate(requests) if index not in settled}:
+            if looks == LOOKS:
+                raise DatabaseRefused(f"{len(waiting)} requests can neither be registered nor refused")
+            if looks:
+                await pause(self._stop, 0.01 * 2**looks * self._uniform())
+            found = await self._tried(waiting)
+            settled |= {index: verdict for index, verdict in found.items() if not isinstance(verdict, Again)}
+            looks += 1
+        return [settled[index] for index in range(len(requests))]
 
     async def _tried(self, waiting: dict[int, Request]) -> dict[int, Accepted | Duplicate | Dead | Again]:
         created: dict[int, bool | DatabaseRefused]
