@@ -140,13 +140,14 @@ class Runner:
 
     def _outcome(self, attempt: Attempt, story: asyncio.Task[Succeeded]) -> Outcome:
         """What the story came to, as one of the closed union."""
+        # Asked for before anything else: an exception that nobody asks for is one that asyncio reports.
+        error = None if story.cancelled() else story.exception()
         if attempt.ending is Ending.LOST:
             return Lost()
         if attempt.ending is Ending.CANCELLED:
             return Cancelled()
         if story.cancelled():
             return self._timed_out(attempt) if attempt.ending is None else HandedOver()
-        error = story.exception()
         if error is None:
             return story.result()
         if attempt.ending is not None:
