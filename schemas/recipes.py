@@ -35,7 +35,7 @@ class WhisperParameters(BaseModel):
     """Weight of staying close to the base on the customer's own speech, where the base was right."""
     padding_s: float = Field(default=4.0, ge=0, le=30)
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
-    anchor: float = Field(default=0.3, ge=0, le=1e6)
+    anchor: float = Field(default=0.6, ge=0, le=1e6)
     """How much of a change is taken back by how much ordinary speech of the operator's general set notices it: 0 is
     none, more forgets less; see `worker.trainer.anchor`."""
     own_anchor: float = Field(default=0.01, ge=0, le=1e6)
