@@ -33,12 +33,13 @@ class WhisperParameters(BaseModel):
     """Of the decoder, while training."""
     distillation: float = Field(default=0.0, ge=0, le=100)
     """Weight of staying close to the base on the customer's own speech, where the base was right."""
-    replay: float = Field(default=5.0, ge=0, le=100)
-    """Weight of staying close to the base on the operator's general set, where there is one."""
     padding_s: float = Field(default=4.0, ge=0, le=30)
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
-    interpolation: float = Field(default=0.8, gt=0, le=1)
-    """How far the published weights go from the base (0) towards the trained ones (1): less forgets less."""
+    anchor: float = Field(default=0.6, ge=0, le=1e6)
+    """How much of a change is taken back by how much ordinary speech of the operator's general set notices it: 0 is
+    none, more forgets less; see `worker.trainer.anchor`."""
+    own_anchor: float = Field(default=0.01, ge=0, le=1e6)
+    """The same where there is no general set: the customer's own speech has to stand for ordinary speech."""
     hearings: int = Field(default=3, ge=1, le=100)
     """Passes of the encoder over each utterance, every one in another voice; epochs take them in turn."""
     speed_perturbation: float = Field(default=0.18, ge=0, le=1)
@@ -50,8 +51,8 @@ class WhisperParameters(BaseModel):
     joined: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps that hear utterances of one speaker joined with pauses, in windows of up to 30 s: for speech
     that comes several sentences at a time."""
-    replay_hearings: int = Field(default=5, ge=1, le=100)
-    """The same over the operator's general set."""
+    anchor_hearings: int = Field(default=2, ge=1, le=100)
+    """Passes of the encoder over the operator's general set, every one in other voices."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto`: bfloat16 where the processor or GPU has it."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
@@ -80,7 +81,7 @@ class Recipe(BaseModel):
 
 WHISPER: Final = Recipe(
     name="whisper",
-    version="3",
+    version="4",
     parameters=WhisperParameters,
     dataset_parameters=frozenset({"longest_segment_s", "shortest_segment_s", "fastest_speech_cps"}),
     steps={step: f"worker.trainer.{step.value}" for step in Step},

@@ -1,11 +1,12 @@
 """What each step learns from: the customer's utterances, one by one in several voices, or joined into passages."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 
+from worker.trainer.anchor import some
 from worker.trainer.corpus import Batch, Corpus
 from worker.trainer.dataset import Dataset, Utterance
 from worker.trainer.passages import joined
@@ -60,6 +61,10 @@ class Batches:
             return self._joined.share(self._some_passages(source))
         hearing = self._plan.epoch(step) % len(self._single)
         return self._single[hearing].share(self._plan.batch(step))
+
+    def once(self) -> Iterator[Batch]:
+        """Utterances of all lengths as their first hearing has them."""
+        return (self._single[0].batch([group]) for group in some(len(self._plan.groups)))
 
     def _some_passages(self, source: random.Random) -> list[int]:
         chosen: list[int] = []

@@ -58,11 +58,6 @@ def loss(student: Tensor, wanted: Tensor, teacher: Tensor | None, distillation: 
     return known + distillation * (_divergence(student, teacher) * right).mean(), known
 
 
-def drift(student: Tensor, teacher: Tensor) -> Tensor:
-    """How far the student's distributions are from the base's, in nats a token."""
-    return _divergence(student, teacher).mean()
-
-
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     ours, theirs = functional.log_softmax(student, dim=-1), functional.log_softmax(teacher, dim=-1)
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker.trainer import checkpoint
+from worker.trainer.anchor import anchored, moments, ordinary_speech
 from worker.trainer.batches import Batches
 from worker.trainer.build import build_facts
 from worker.trainer.curves import Curves
@@ -19,7 +20,6 @@ from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import Ranks, in_ranks
-from worker.trainer.replay import Replay
 from worker.trainer.step import StepRun, write_atomically, write_json
 from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 
@@ -33,7 +33,7 @@ def run(run: StepRun) -> None:
     in_ranks(run, train)
 
 
-def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whole training, top to bottom
+def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole training, top to bottom
     """Train from the base, or go on from a checkpoint of this very training; bit-equal either way."""
     settings, began = run.parameters, time.monotonic()
     device = processor()
@@ -47,11 +47,10 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whol
     model = Whisper(run.input("base")).to_processor(device)
     teacher = copy.deepcopy(model.decoder).requires_grad_(requires_grad=False)
     trained = trained_weights(model, settings.dropout)
-    published = checkpoint.copied(trained)  # for now the base's
+    base = {name: weight.detach().clone() for name, weight in trained.items()}
     lengths = tuple(one.seconds for one in utterances)
     plan = Plan(lengths, settings.batch_size, settings.epochs, run.spec.seed, settings.warmup_fraction)
     batches = Batches(run, ranks, model, dataset, utterances, plan, precision)
-    replay = Replay(run, ranks, model, teacher, precision) if Replay.possible(run) else None
     optimizer = torch.optim.AdamW(
         trained.values(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
@@ -73,10 +72,7 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whol
             with torch.no_grad():
                 original = batch.scores(teacher, precision)
         total, known = loss(batch.scores(model.decoder, precision), batch.wanted, original, settings.distillation)
-        total = part * total
-        if replay:
-            total = total + settings.replay * replay.drift(step, model.decoder)
-        total.backward()
+        (part * total).backward()
         ranks.sum_gradients(trained.values())
         torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
         optimizer.step()
@@ -95,16 +91,17 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: C901, PLR0915 - the whol
     if not ranks.first:
         return
 
-    for name, weight in curves.best_or(trained).items():
-        published[name].lerp_(weight.detach().cpu(), settings.interpolation)
-    publish_weights(run, published)
+    general = ordinary_speech(run, model, precision)
+    strength = settings.own_anchor if general is None else settings.anchor
+    shown = moments(model, teacher, trained, batches.once() if general is None else general, precision)
+    publish_weights(run, anchored(base, curves.best_or(trained), shown, strength))
     figures = {
         "steps": plan.steps,
         "epochs": settings.epochs,
         "train_audio_s": round(sum(lengths), 3),
         "train_utterances": len(utterances),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
-        "replayed": replay is not None,
+        "anchor": "own" if general is None else "general",
         "processes": ranks.count,
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -158,7 +155,7 @@ def publish_weights(run: StepRun, trained: dict[str, torch.Tensor]) -> None:
     """Write the whole model's weights, in the base's own types, with the trained ones in their places."""
     weights = load_file(run.input("base") / WEIGHTS)
     for name, weight in trained.items():
-        weights[name] = weight.to(weights[name].dtype).contiguous()
+        weights[name] = weight.to("cpu", weights[name].dtype).contiguous()
     write_atomically(run.output / WEIGHTS, lambda place: _save(weights, place))
 
 

@@ -12,7 +12,6 @@ from worker.trainer.batches import Batches
 from worker.trainer.dataset import Dataset
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import ALONE
-from worker.trainer.replay import Replay
 from worker.trainer.whisper import Whisper, processor
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default"), pytest.mark.timeout(600)]
@@ -68,32 +67,6 @@ def by_text(batches):
     """The states of every utterance in batches of inputs and states, by the tokens of its text."""
     pairs = [pair for batch in batches for pair in zip(*batch, strict=True)]
     return {tuple(inputs[inputs < LETTERS].tolist()): states for inputs, states in pairs}
-
-
-def test_every_ordinary_utterance_is_replayed_in_turn_and_in_another_voice_the_next_time(
-    model, base, dataset, tmp_path
-):
-    run, _ = tiny.step_run(
-        Step.TRAIN, tmp_path / "train", {"base": base, "general": dataset}, replay_hearings=2, padding_s=1.0
-    )
-    heard = []
-
-    def decoder(input_ids, encoder_hidden_states, use_cache):
-        heard.append((input_ids, encoder_hidden_states))
-        return model.decoder(input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=use_cache)
-
-    replay = Replay(run, ALONE, model, decoder, torch.float32)
-    passes = []
-    for first in (0, 5):
-        with torch.no_grad():
-            assert [float(replay.drift(first + step, model.decoder)) for step in range(5)] == [0.0] * 5
-        passes.append(by_text(heard))
-        heard.clear()
-    assert len(passes[0]) == 40
-    assert passes[0].keys() == passes[1].keys()
-    for text, states in passes[0].items():
-        shared = min(len(states), len(passes[1][text]))
-        assert not states[:shared].equal(passes[1][text][:shared])
 
 
 def test_passages_come_in_their_share_of_the_steps_and_hold_as_many_utterances(model, base, dataset, tmp_path):

@@ -37,7 +37,7 @@ LONG_S = 3600.0
 PAUSE_S = 16.0
 """More than torchrun's agent gives a node that shows no sign of life."""
 SHORT = {
-    "hearings": 2, "replay_hearings": 2, "replay": 1.0, "epochs": 2, "learning_rate": 5e-3, "batch_size": 8,
+    "hearings": 2, "anchor_hearings": 2, "epochs": 2, "learning_rate": 5e-3, "batch_size": 8,
     "padding_s": 1.0, "precision": "float32",
 }  # fmt: skip
 MANY_STEPS = {"epochs": 100}

@@ -117,16 +117,18 @@ def test_a_damaged_checkpoint_costs_time_and_no_more(trained, base, dataset, tmp
     assert file_digest(folder / "model.safetensors") == file_digest(trained[0] / "model.safetensors")
 
 
-def test_ordinary_speech_of_the_operator_holds_the_model_near_its_base(trained, base, dataset, tmp_path):
+def test_the_stronger_the_anchor_the_nearer_the_base(trained, base, dataset, tmp_path):
     from safetensors.numpy import load_file
 
     def moved(folder):
         before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
         return sum(float(((after[name] - before[name]) ** 2).sum()) for name in before)
 
-    held, events = train(tmp_path / "train", base, dataset, general=dataset, replay=50.0)
-    assert events[-1]["figures"]["replayed"] is True
-    assert moved(held) < moved(trained[0])
+    free, events = train(tmp_path / "0" / "train", base, dataset, general=dataset, anchor=0.0)
+    assert events[-1]["figures"]["anchor"] == "general"
+    held, _ = train(tmp_path / "1" / "train", base, dataset, general=dataset, anchor=50.0)
+    assert trained[1][-1]["figures"]["anchor"] == "own"
+    assert moved(held) < moved(trained[0]) < moved(free)
 
 
 def test_no_training_split_is_a_failure_of_the_data(base, dataset, tmp_path):
