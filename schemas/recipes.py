@@ -18,11 +18,11 @@ class WhisperParameters(BaseModel):
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of everything drawn at random: the same data, settings and seed give the same model again."""
-    epochs: int = Field(default=8, ge=1, le=100)
+    epochs: int = Field(default=12, ge=1, le=100)
     """Passes over the training split."""
     batch_size: int = Field(default=16, ge=1, le=512)
     """Utterances a step; batches hold utterances of similar length."""
-    learning_rate: float = Field(default=1.5e-4, gt=0, le=1e-1)
+    learning_rate: float = Field(default=2e-4, gt=0, le=1e-1)
     """Peak of AdamW's rate: linear warm-up, then a cosine down to a tenth of it."""
     warmup_fraction: float = Field(default=0.04, ge=0, le=1)
     """Share of all steps in which the rate rises."""
@@ -35,10 +35,10 @@ class WhisperParameters(BaseModel):
     """Weight of staying close to the base on the customer's own speech, where the base was right."""
     padding_s: float = Field(default=4.0, ge=0, le=30)
     """Silence after an utterance in the encoder's window while training; the window is never longer than 30 s."""
-    anchor: float = Field(default=0.6, ge=0, le=1e6)
+    anchor: float = Field(default=2.0, ge=0, le=1e6)
     """How much of a change is taken back by how much ordinary speech of the operator's general set notices it: 0 is
     none, more forgets less; see `worker.trainer.anchor`."""
-    own_anchor: float = Field(default=0.01, ge=0, le=1e6)
+    own_anchor: float = Field(default=0.03, ge=0, le=1e6)
     """The same where there is no general set: the customer's own speech has to stand for ordinary speech."""
     hearings: int = Field(default=3, ge=1, le=100)
     """Passes of the encoder over each utterance, every one in another voice; epochs take them in turn."""

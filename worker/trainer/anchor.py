@@ -31,8 +31,8 @@ _PADDING_S: Final = 8.0
 _GROUPS: Final = 128
 """At most so many groups of utterances of a hearing are listened to."""
 _SEED: Final = 0
-_OF_STATES: Final = ("k_proj", "v_proj")
-"""Cross-attention's layers that hear the encoder's states; all others hear what the decoder made of the tokens."""
+_OF_STATES: Final = "v_proj"
+"""Cross-attention's trained layer that hears the encoder's states; all others hear what became of the tokens."""
 
 
 @dataclass(frozen=True)
