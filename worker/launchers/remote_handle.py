@@ -10,6 +10,7 @@ import structlog
 
 from schemas.events import Event
 from schemas.steps import StepSpec
+from worker.errors import StorageAway
 from worker.launchers.cluster import Presence, Sighting
 from worker.launchers.event_stream import EventStream
 from worker.launchers.exchange.interface import EXCHANGE_AWAY, EndFacts, Exchange, Grant, Question
@@ -60,6 +61,8 @@ class RemoteHandle:
         """The longest right that was ever granted at once."""
         self._told = False
         """Whether the newest question and the newest decision are answered."""
+        self._noted = False
+        """Whether something that nobody foresaw was logged: once is enough."""
         self._log_copy = LogCopy(exchange.log, log)
         self._stream = EventStream()
         self._changed = asyncio.Event()
@@ -125,16 +128,33 @@ class RemoteHandle:
     async def _watch(self) -> None:
         while not self._ended.done():
             try:
-                facts = await self._take_in()
+                facts = await self._take_in_readable()
                 if facts is not None:
                     await self._end(self._conclude(facts))
                 else:
                     await self._end_taken_over_or(self._doubt_silence)
-            except EXCHANGE_AWAY as error:
-                _log.warning("exchange_away", exchange=self._exchange.name, error=str(error))
+            except Exception as error:  # noqa: BLE001 - without a watch nobody would ever know the end
+                self._note(error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._beat_s)
             self._changed.clear()
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, EXCHANGE_AWAY):
+            _log.warning("exchange_away", exchange=self._exchange.name, error=str(error))
+        elif not self._noted:
+            self._noted = True
+            _log.error("exchange_not_understood", exchange=self._exchange.name, exc_info=error)
+
+    async def _take_in_readable(self) -> EndFacts | None:
+        """``_take_in``, where what cannot be read says nothing: its cluster and its silence tell of the end."""
+        try:
+            return await self._take_in()
+        except (OSError, StorageAway):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever lies there, somebody else may have put it
+            self._note(error)
+            return None
 
     async def _take_in(self) -> EndFacts | None:
         """Read everything new; the facts of the end, if it has ended."""
@@ -159,8 +179,7 @@ class RemoteHandle:
             if not await self._answer(question):
                 self._told = False
         facts = await self._exchange.ended()  # before the events: it is written after them
-        await self._exchange.bring_log(question)
-        await asyncio.to_thread(self._log_copy.follow)
+        await self._bring_log()
         data = b""
         if not self._stream.full:
             data = await self._exchange.more_events()
@@ -172,9 +191,17 @@ class RemoteHandle:
         grant = Grant(owner=self._token, ask=question.number, remaining_s=remaining_s, stop=self._stop, kill=self._kill)
         try:
             return await self._exchange.grant(grant, question)
-        except EXCHANGE_AWAY:
+        except Exception:
             self._told = False
             raise
+
+    async def _bring_log(self, *, whole: bool = False) -> None:
+        """Make the log current. It is for people: what is wrong with it keeps nothing else."""
+        try:
+            await self._exchange.bring_log(self._question, whole=whole)
+            await asyncio.to_thread(self._log_copy.finish if whole else self._log_copy.follow)
+        except Exception as error:  # noqa: BLE001 - the step may have left anything
+            self._note(error)
 
     async def _end_taken_over_or(self, act: Callable[[], Awaitable[None]]) -> None:
         """What another owner has taken is over for us, and never to be killed; else act."""
@@ -209,7 +236,7 @@ class RemoteHandle:
     async def _end_lost(self, word: str) -> None:
         """It ended without leaving facts. What it said until then is kept."""
         with suppress(*EXCHANGE_AWAY):
-            facts = await self._take_in()
+            facts = await self._take_in_readable()
             if facts is not None:  # it did leave them, just now
                 await self._end(self._conclude(facts))
                 return
@@ -246,9 +273,7 @@ class RemoteHandle:
     async def _end(self, ended: Ended) -> None:
         if self._ended.done():
             return
-        with suppress(*EXCHANGE_AWAY):
-            await self._exchange.bring_log(self._question, whole=True)
-            await asyncio.to_thread(self._log_copy.finish)
+        await self._bring_log(whole=True)
         self._stream.close()
         if not self._ended.done():
             self._ended.set_result(ended)
