@@ -13,7 +13,7 @@ from worker.launchers.exchange.signed_addresses import SignedAddresses
 from worker.launchers.exchange.signed_http import AddressRefusedError, GivenUpError, Sink
 from worker.launchers.exchange.transfers import WAITING, Transfers
 
-ADDRESS_S, FRESH_S, FILE_S = 1.0, 0.5, 0.02
+ADDRESS_S, FRESH_S, FILE_S = 0.6, 0.3, 0.02
 """A thousandth or so of what they are: a file takes so long that the last of a question's wait beyond an address's life."""
 
 
@@ -46,7 +46,7 @@ async def answering(addresses: SignedAddresses, numbers: Iterator[int]) -> None:
 async def test_files_that_wait_longer_than_an_address_lasts_come_all_the_same(served: list[str], tmp_path: Path):
     addresses = SignedAddresses({})
     transfers = Transfers(addresses)
-    transfers.patience_s = 1.5
+    transfers.patience_s = 0.6
     owner = asyncio.create_task(answering(addresses, iter(range(1, 10**9))))
     files = [f"file {n}" for n in range(2 * WAITING)]
     await all_of(files, lambda name: transfers.download(name, 3, tmp_path / name), WAITING)
