@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 from uuid import UUID
 
-from schemas.events import Event, encode
+from schemas.events import Event
 from schemas.steps import Step, StepSpec
+from worker.launchers.exchange.event_lines import line_of
 from worker.launchers.exchange.interface import (
     LONGEST_FACTS,
     LONGEST_ORDER,
@@ -203,7 +204,7 @@ class FolderExchange:
         """See ``NodeSide.pass_on``."""
         if self._appended is None:
             self._appended = self._events.open("ab", buffering=0)
-        self._appended.write(encode(event))
+        self._appended.write(line_of(event))
 
     async def keep_up(self) -> None:
         """See ``NodeSide.keep_up``: what is written is there."""
