@@ -66,17 +66,18 @@ from worker.launchers.exchange.storage_word import (
     LONGEST_QUESTION,
     OWNER,
     PIECE_BYTES,
+    ROOT,
     STARTED,
     WORD,
     Word,
     event_piece,
+    exchange_prefix,
 )
 from worker.storage import Storage
 from worker.storage.disk import remove_older
 
 _KEPT_S: Final = 7 * 24 * 3600.0
 _LARGEST_LOG: Final = 256 * 2**20
-_ROOT: Final = "steps"
 _KEY: Final = "key"
 _PIECES_AT_ONCE: Final = 16
 """Pieces of the event lines in one look: an owner that catches up answers questions in between."""
@@ -89,7 +90,7 @@ class StorageExchange:
 
     def __init__(self, storage: Storage, run_id: str, folder: str, logs: Path) -> None:
         self._storage = storage
-        self._prefix = f"{_ROOT}/{run_id}/{folder}"
+        self._prefix = f"{exchange_prefix(run_id)}/{folder}"
         self.name = f"{run_id}-{folder}"
         attempt, _, serial = folder.split("-")
         self.attempt, self.serial = int(attempt), int(serial)
@@ -264,17 +265,17 @@ class StorageExchanges:
     async def remove_old(self) -> int:
         """See ``Exchanges.remove_old``."""
         newest: dict[str, float] = {}
-        async for stored in self._storage.listing(_ROOT):
+        async for stored in self._storage.listing(ROOT):
             run = stored.key.split("/")[1]
             newest[run] = max(newest.get(run, 0.0), stored.modified.timestamp())
         old = [run for run, at in newest.items() if at < time.time() - _KEPT_S]
         for run in old:
-            await self._storage.delete_prefix(f"{_ROOT}/{run}")
+            await self._storage.delete_prefix(exchange_prefix(run))
         if self._logs.exists():  # of workers that were killed
             await asyncio.to_thread(remove_older, self._logs, _KEPT_S)
         return len(old)
 
     async def _all(self, run_id: UUID, step: Step | None = None) -> list[StorageExchange]:
-        folders = {stored.key.split("/")[2] async for stored in self._storage.listing(f"{_ROOT}/{run_id}")}
+        folders = {stored.key.split("/")[2] async for stored in self._storage.listing(exchange_prefix(run_id))}
         wanted = [folder for folder in sorted(folders) if step is None or folder.split("-")[1] == step]
         return [StorageExchange(self._storage, str(run_id), folder, self._logs) for folder in wanted]
