@@ -8,7 +8,7 @@ object            written    content
 ================  =========  ================================================================================
 ``order.json``    worker     what to run and how; never read by the step
 ``owner``         worker     the token of the owner whose words count; whoever adopts replaces it
-``started``       step       put once, if absent: a fresh secret key of the step's own
+``started``       step       put if absent: a fresh secret key of the step's own
 ``key``           worker     that key as the first owner saw it; a later ``started`` changes nothing
 ``ask``           step       its newest question: a number, and what it wants addresses for
 ``word``          worker     sealed with the key: the right to run, addresses; first of all the order
@@ -25,12 +25,17 @@ the step may have them (``storage_rights``).
 Who could read what, for how long. The command line of a job, which a cluster shows to its users and remembers, holds
 two addresses: one to put ``started``, one to read ``word``. The second reads what only the step's key opens; the key
 was never on a command line or in an environment, and the address that puts it cannot read it. So whoever sees the
-command line once the owner has seen the step begin can read nothing, and the first address is worthless. Whoever sees
-it before can take the step in its job's place, with everything that it may read; the job then finds it begun and ends,
-the run fails with ``supervisor_lost``, and somebody asks why. Whoever can run programs as the job's user on its node
-can read what the step reads while it runs, as on any road, and use its addresses for a quarter of an hour. Nobody can
-write anything but what the step could: its own outputs and checkpoints, its own side of the exchange. Worker and nodes
-must talk TLS to the storage, or the wire shows it all.
+command line once the owner has seen the step begin can read nothing. The first address is not spent by its use: only
+where it leads is signed, not that nothing may lie there, so its bearer can put another ``started`` for a week; but
+nobody reads that any more once the owner has kept the ``key``. Whoever puts one before that can take the step in its
+job's place, with everything that it may read; the job then finds it begun and ends, the run fails with
+``supervisor_lost``, and somebody asks why. Whoever can run programs as the job's user on its node can read what the
+step reads while it runs, as on any road, and use its addresses for a quarter of an hour. Nobody can write anything but
+what the step could: its own outputs and checkpoints, its own side of the exchange. Worker and nodes must talk TLS to
+the storage, or the wire shows it all.
+
+Whatever lies in an object that the step writes, its owner reads it bounded, and takes what cannot be read for nothing
+said: then the cluster, and the silence, tell of the step's end.
 """
 
 import asyncio
