@@ -12,8 +12,9 @@ import pytest
 from schemas.steps import Source, Step, StepSpec
 from worker.errors import NotStored, StorageAway
 from worker.launchers.cluster import Presence, Sighting
+from worker.launchers.exchange import storage as road
 from worker.launchers.exchange.folder import FolderExchanges
-from worker.launchers.exchange.interface import Question, UnreadableWord
+from worker.launchers.exchange.interface import EndFacts, Question, UnreadableWord, understood
 from worker.launchers.exchange.sealed import KEY_BYTES
 from worker.launchers.exchange.storage import StorageExchange, StorageExchanges
 from worker.launchers.interface import EndReason
@@ -159,6 +160,26 @@ async def test_log_that_vanishes_while_it_is_brought_keeps_nothing_else(launcher
     jobs.end()
     async with asyncio.timeout(10):
         assert (await handle.wait()).reason is EndReason.SUPERVISOR_LOST
+
+
+async def test_no_more_of_a_log_is_brought_than_its_bound(spec, tmp_path, monkeypatch):
+    class Growing(SigningFiles):
+        async def size(self, key: str) -> int | None:
+            return 1 if key.endswith("/log") else await super().size(key)
+
+    monkeypatch.setattr(road, "_LARGEST_LOG", 10)
+    storage = Growing(tmp_path / "storage")
+    exchange = StorageExchange(storage, str(spec.run_id), "1-train-1", tmp_path / "logs")
+    await storage.put_bytes(f"steps/{spec.run_id}/1-train-1/log", b"x" * 100)
+    await exchange.bring_log(Question(), whole=True)
+    assert exchange.log.read_bytes() == b"x" * 10
+
+
+@pytest.mark.parametrize(("model", "content"), [(Question, b'{"number": "words"}'), (EndFacts, b'{"detail": "words"}')])
+def test_what_a_step_said_is_no_part_of_the_error(model, content):
+    with pytest.raises(UnreadableWord) as told:
+        understood(model, content)
+    assert "words" not in str(told.value)
 
 
 async def test_error_that_nobody_foresaw_neither_ends_the_watch_nor_keeps_a_kill_waiting(
