@@ -214,10 +214,13 @@ async def test_bytes_without_an_owner_are_removed_and_a_deleted_model_leaves_not
     await tidying.once()
     assert len(stored(live)) == 3
     await customer.http.post(f"/custom_models/{model['id']}/run")
+    [run] = (await customer.http.get(f"/custom_models/{model['id']}/runs")).json()["result"]
+    for key in (f"runs/{run['id']}/1/train/model", f"steps/{run['id']}/1-train-1/log"):
+        await live.storage.put_bytes(key, b"x")
     await customer.http.delete(f"/custom_models/{model['id']}")
     while await tidying.once():
         pass
-    assert [name for name in stored(live) if "models" in name] == []
+    assert [name for name in stored(live) if "models" in name or run["id"] in name] == []
 
 
 async def test_a_missing_boundary_and_other_media_are_refused(customer):

@@ -63,3 +63,30 @@ async def test_a_question_asks_for_a_bounded_number_and_for_its_own_first():
             await task
     with pytest.raises(GivenUpError):
         await addresses.get("get:more")
+
+
+async def test_an_address_is_kept_until_it_was_used_up_and_an_older_word_does_not_bring_it_back():
+    addresses = SignedAddresses({})
+    task = await wanted(addresses, "get:x")
+    addresses.wants(1)
+    addresses.take({"get:x": "http://1"}, 1, 60)
+    assert await task == await addresses.get("get:x") == "http://1"
+    addresses.forget("get:x")
+    task = await wanted(addresses, "get:x")
+    assert addresses.wants(2) == ("get:x",)
+    addresses.take({"get:x": "http://1"}, 1, 60)
+    assert not task.done()
+    addresses.take({"get:x": "http://2"}, 2, 60)
+    assert await task == "http://2"
+
+
+async def test_an_address_that_is_not_fresh_any_more_is_asked_for_again():
+    addresses = SignedAddresses({})
+    task = await wanted(addresses, "get:x")
+    addresses.wants(1)
+    addresses.take({"get:x": "http://1"}, 1, 0)
+    assert await task == "http://1"
+    task = await wanted(addresses, "get:x")
+    assert addresses.wants(2) == ("get:x",)
+    addresses.take({"get:x": "http://2"}, 2, 60)
+    assert await task == "http://2"

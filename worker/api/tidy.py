@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 from worker.errors import DatabaseAway, StorageAway
+from worker.launchers.exchange.storage_word import exchange_prefix
 from worker.storage import Storage
 from worker.store.tidying import Purge, TidyStore
 
@@ -44,3 +45,4 @@ class Tidying:
         await self._storage.delete_prefix(f"organizations/{model.organization_id}/models/{model.model_id}")
         for run_id in model.runs:
             await self._storage.delete_prefix(f"runs/{run_id}")
+            await self._storage.delete_prefix(exchange_prefix(run_id))

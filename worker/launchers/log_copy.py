@@ -5,6 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from worker.launchers.plain_files import open_plain
+
 _PIECE: Final = 2**20
 _SEAM: Final = 256
 """Bytes before the copied end that must still be the same; a log that made room in its middle differs there."""
@@ -26,8 +28,9 @@ class LogCopy:
 
         Raises:
             OSError: one of the two cannot be reached.
+            UnreadableWord: the other one is no plain file.
         """
-        with suppress(FileNotFoundError), self._source.open("rb") as source:
+        with suppress(FileNotFoundError), open_plain(self._source) as source:
             seam = os.pread(source.fileno(), len(self._seam), max(0, self._copied - len(self._seam)))
             if seam != self._seam:
                 self._copied = 0

@@ -13,8 +13,11 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import structlog
 
 from schemas.events import Failure, Stopped
 from schemas.failures import FailureClass
@@ -26,6 +29,8 @@ from worker.launchers.interface import Ended, EndReason, Handle, LauncherUnavail
 from worker.launchers.local import LocalLauncher, LocalOptions
 from worker.launchers.node_scratch import node_scratch
 from worker.launchers.supervisor import now
+
+_log = structlog.get_logger()
 
 _PASSED_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 """What the cluster gave this step, by the cluster's own means."""
@@ -100,7 +105,7 @@ class Outpost:
     async def _beat(self) -> None:
         told_to_stop = False
         while True:
-            with suppress(*EXCHANGE_AWAY):  # the road is cut: no answer, no right, and perhaps later again
+            with _perhaps_later():  # the road is cut: no answer, no right
                 await self._ask()
                 if self._handle is not None:
                     self._handle.feed(self._deadline - now())
@@ -114,7 +119,7 @@ class Outpost:
 
     async def _keep_up(self) -> None:
         while True:
-            with suppress(*EXCHANGE_AWAY):
+            with _perhaps_later():
                 await self._side.keep_up()
             await asyncio.sleep(self._order.beat_s)
 
@@ -152,6 +157,17 @@ class Outpost:
             added_environment=given | order.added_environment,
             garbage_limit=order.garbage_limit,
         )
+
+
+@contextmanager
+def _perhaps_later() -> Iterator[None]:
+    """What fails within is tried again at the next beat: a step without a beat is as good as dead."""
+    try:
+        yield
+    except EXCHANGE_AWAY:
+        pass
+    except Exception:  # noqa: BLE001 - logged; whatever it is, the step's right decides how long that may go on
+        _log.exception("beat_failed")
 
 
 def _unreachable(error: InputError) -> Failure:

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from schemas.steps import Step, StepSpec
 from worker.launchers.cluster import Cluster, Presence, Sighting
-from worker.launchers.exchange.interface import Exchange, Exchanges, Order
+from worker.launchers.exchange.interface import Exchange, Exchanges, Order, Question, readable_or
 from worker.launchers.interface import EndReason, LauncherUnavailable
 from worker.launchers.remote_handle import SILENT_BEATS, RemoteHandle
 
@@ -81,13 +81,15 @@ class RemoteLauncher:
         if exchange is None or await exchange.is_closed():
             return None
         sighting = await self._look(exchange)
-        ended = await exchange.ended()
+        ended = await readable_or(None, exchange.ended())
         if ended is None and sighting.presence is Presence.GONE:
             return None
         if ended is not None and ended.reason is not EndReason.EXITED:
             return None
         token = uuid4().hex
-        order = await exchange.order()
+        order = await readable_or(None, exchange.order())
+        if order is None:  # another version's: to be stopped, not gone on with
+            return None
         await exchange.take_over(token)
         return self._handle(exchange, order.spec, token, lease_s, log)
 
@@ -136,8 +138,8 @@ class RemoteLauncher:
 
     async def _until_silent(self, exchange: Exchange) -> None:
         asked, silent = -1, 0
-        while silent < SILENT_BEATS and await exchange.ended() is None:
-            before, asked = asked, (await exchange.question()).number
+        while silent < SILENT_BEATS and await readable_or(None, exchange.ended()) is None:
+            before, asked = asked, (await readable_or(Question(), exchange.question())).number
             silent = silent + 1 if asked == before else 0
             await asyncio.sleep(self._options.beat_s)
 

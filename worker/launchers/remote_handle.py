@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from schemas.events import Event
 from schemas.steps import StepSpec
+from worker.errors import StorageAway
 from worker.launchers.cluster import Presence, Sighting
 from worker.launchers.event_stream import EventStream
 from worker.launchers.exchange.interface import EXCHANGE_AWAY, EndFacts, Exchange, Grant, Question
@@ -17,6 +18,7 @@ from worker.launchers.interface import Ended, EndReason, LauncherUnavailable
 from worker.launchers.log_copy import LogCopy
 
 _log = structlog.get_logger()
+Found = TypeVar("Found")
 
 SILENT_BEATS: Final = 10
 """So many beats without a question from a step that its cluster calls gone: it is lost. Also the time that a step
@@ -60,6 +62,8 @@ class RemoteHandle:
         """The longest right that was ever granted at once."""
         self._told = False
         """Whether the newest question and the newest decision are answered."""
+        self._noted = False
+        """Whether something that nobody foresaw was logged: once is enough."""
         self._log_copy = LogCopy(exchange.log, log)
         self._stream = EventStream()
         self._changed = asyncio.Event()
@@ -125,16 +129,41 @@ class RemoteHandle:
     async def _watch(self) -> None:
         while not self._ended.done():
             try:
-                facts = await self._take_in()
+                facts = await self._take_in_unless_away()
                 if facts is not None:
                     await self._end(self._conclude(facts))
                 else:
                     await self._end_taken_over_or(self._doubt_silence)
-            except EXCHANGE_AWAY as error:
-                _log.warning("exchange_away", exchange=self._exchange.name, error=str(error))
+            except Exception as error:  # noqa: BLE001 - without a watch nobody would ever know the end
+                self._note(error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._beat_s)
             self._changed.clear()
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, EXCHANGE_AWAY):
+            _log.warning("exchange_away", exchange=self._exchange.name, error=str(error))
+        elif not self._noted:
+            self._noted = True
+            _log.error("exchange_not_understood", exchange=self._exchange.name, exc_info=error)
+
+    async def _perhaps(self, reading: Awaitable[Found]) -> Found | None:
+        """What a look finds; None when it fails, for whatever lies there, somebody else may have put it."""
+        try:
+            return await reading
+        except Exception as error:  # noqa: BLE001 - see above
+            self._note(error)
+            return None
+
+    async def _take_in_unless_away(self) -> EndFacts | None:
+        """``_take_in``, where what cannot be read says nothing: then the cluster, and the silence, tell of the end."""
+        try:
+            return await self._take_in()
+        except (OSError, StorageAway):
+            raise
+        except Exception as error:  # noqa: BLE001 - the step may have left anything
+            self._note(error)
+            return None
 
     async def _take_in(self) -> EndFacts | None:
         """Read everything new; the facts of the end, if it has ended."""
@@ -159,8 +188,7 @@ class RemoteHandle:
             if not await self._answer(question):
                 self._told = False
         facts = await self._exchange.ended()  # before the events: it is written after them
-        await self._exchange.bring_log(question)
-        await asyncio.to_thread(self._log_copy.follow)
+        await self._bring_log(whole=False)
         data = b""
         if not self._stream.full:
             data = await self._exchange.more_events()
@@ -172,9 +200,14 @@ class RemoteHandle:
         grant = Grant(owner=self._token, ask=question.number, remaining_s=remaining_s, stop=self._stop, kill=self._kill)
         try:
             return await self._exchange.grant(grant, question)
-        except EXCHANGE_AWAY:
+        except Exception:
             self._told = False
             raise
+
+    async def _bring_log(self, *, whole: bool) -> None:
+        """Make the log current. It is for people: what is wrong with it keeps nothing else."""
+        await self._perhaps(self._exchange.bring_log(self._question, whole=whole))
+        await self._perhaps(asyncio.to_thread(self._log_copy.finish if whole else self._log_copy.follow))
 
     async def _end_taken_over_or(self, act: Callable[[], Awaitable[None]]) -> None:
         """What another owner has taken is over for us, and never to be killed; else act."""
@@ -208,20 +241,17 @@ class RemoteHandle:
 
     async def _end_lost(self, word: str) -> None:
         """It ended without leaving facts. What it said until then is kept."""
-        with suppress(*EXCHANGE_AWAY):
-            facts = await self._take_in()
-            if facts is not None:  # it did leave them, just now
-                await self._end(self._conclude(facts))
-                return
+        facts = await self._perhaps(self._take_in())
+        if facts is not None:  # it did leave them, just now
+            await self._end(self._conclude(facts))
+            return
         if self._kill:
             reason = EndReason.KILLED
         elif "OUT_OF_MEMORY" in word:
             reason = EndReason.MEMORY_LIMIT
         else:
             reason = EndReason.SUPERVISOR_LOST
-        said = ""
-        with suppress(*EXCHANGE_AWAY):
-            said = await self._exchange.outpost_output()
+        said = await self._perhaps(self._exchange.outpost_output()) or ""
         await self._end(self._without_facts(reason, f"the cluster says: {word}\n{said}".strip()))
 
     def _without_facts(self, reason: EndReason, detail: str) -> Ended:
@@ -246,9 +276,7 @@ class RemoteHandle:
     async def _end(self, ended: Ended) -> None:
         if self._ended.done():
             return
-        with suppress(*EXCHANGE_AWAY):
-            await self._exchange.bring_log(self._question, whole=True)
-            await asyncio.to_thread(self._log_copy.finish)
+        await self._bring_log(whole=True)
         self._stream.close()
         if not self._ended.done():
             self._ended.set_result(ended)

@@ -30,13 +30,28 @@ from pathlib import Path
 from typing import BinaryIO, Final
 from uuid import UUID
 
-from schemas.events import Event, encode
+from schemas.events import Event
 from schemas.steps import Step, StepSpec
-from worker.launchers.exchange.interface import EndFacts, Grant, Order, Question, starts_up_to, understood
+from worker.launchers.exchange.event_lines import line_of
+from worker.launchers.exchange.interface import (
+    LONGEST_FACTS,
+    LONGEST_ORDER,
+    EndFacts,
+    Grant,
+    Order,
+    Question,
+    UnreadableWord,
+    readable_or,
+    starts_up_to,
+    understood,
+)
+from worker.launchers.plain_files import open_plain
 
 _OUTPOST_LOG: Final = "outpost.log"
 _READ_BYTES: Final = 262_144
 _DETAIL_BYTES: Final = 2_000
+_WORD_BYTES: Final = 4_096
+"""The most that a token, a question or a grant has."""
 _KEPT_S: Final = 7 * 24 * 3600.0
 
 
@@ -73,7 +88,7 @@ class FolderExchange:
 
     async def order(self) -> Order:
         """See ``Exchange.order``."""
-        content = await asyncio.to_thread(self._read, "order.json")
+        content = await asyncio.to_thread(self._read, "order.json", LONGEST_ORDER)
         return understood(Order, content or "")
 
     async def take_over(self, token: str) -> None:
@@ -82,7 +97,7 @@ class FolderExchange:
 
     async def is_taken_from(self, token: str) -> bool:
         """See ``Exchange.is_taken_from``."""
-        return await asyncio.to_thread(self._read, "owner") not in (None, token)
+        return await readable_or(None, asyncio.to_thread(self._read, "owner")) not in (None, token)
 
     async def close(self, token: str) -> None:
         """See ``Exchange.close``."""
@@ -99,7 +114,11 @@ class FolderExchange:
 
     async def question(self) -> Question:
         """See ``Exchange.question``."""
-        return Question(number=int(await asyncio.to_thread(self._read, "ask") or 0))
+        content = await asyncio.to_thread(self._read, "ask")
+        try:
+            return Question(number=int(content or 0))
+        except ValueError as error:
+            raise UnreadableWord("not the number of a question") from error
 
     async def grant(self, grant: Grant, question: Question) -> bool:
         """See ``Exchange.grant``. The file waits for whoever comes."""
@@ -121,7 +140,7 @@ class FolderExchange:
         """See ``Exchange.more_events``."""
 
         def read() -> bytes:
-            with suppress(FileNotFoundError), self._events.open("rb") as file:
+            with suppress(FileNotFoundError), open_plain(self._events) as file:
                 return os.pread(file.fileno(), _READ_BYTES, self._read_up_to)
             return b""
 
@@ -134,16 +153,16 @@ class FolderExchange:
 
     async def ended(self) -> EndFacts | None:
         """See ``Exchange.ended``."""
-        content = await asyncio.to_thread(self._read, "ended.json")
+        content = await asyncio.to_thread(self._read, "ended.json", LONGEST_FACTS)
         return None if content is None else understood(EndFacts, content)
 
     async def outpost_output(self) -> str:
         """See ``Exchange.outpost_output``."""
 
         def read() -> str:
-            with suppress(FileNotFoundError), (self.folder / _OUTPOST_LOG).open("rb") as log:
+            with suppress(FileNotFoundError), open_plain(self.folder / _OUTPOST_LOG) as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - _DETAIL_BYTES))
-                return log.read().decode(errors="replace")
+                return log.read(_DETAIL_BYTES).decode(errors="replace")
             return ""
 
         return await asyncio.to_thread(read)
@@ -185,7 +204,7 @@ class FolderExchange:
         """See ``NodeSide.pass_on``."""
         if self._appended is None:
             self._appended = self._events.open("ab", buffering=0)
-        self._appended.write(encode(event))
+        self._appended.write(line_of(event))
 
     async def keep_up(self) -> None:
         """See ``NodeSide.keep_up``: what is written is there."""
@@ -212,11 +231,17 @@ class FolderExchange:
             file.write(content)
         beside.replace(self.folder / name)
 
-    def _read(self, name: str) -> str | None:
+    def _read(self, name: str, limit_bytes: int = _WORD_BYTES) -> str | None:
         try:
-            return (self.folder / name).read_text()
+            with open_plain(self.folder / name) as file:
+                content = file.read(limit_bytes + 1)
+            if len(content) > limit_bytes:
+                raise UnreadableWord(f"{name} has more than {limit_bytes} bytes")
+            return content.decode()
         except FileNotFoundError:
             return None
+        except UnicodeDecodeError as error:
+            raise UnreadableWord(f"{name} is no text") from error
 
 
 class FolderExchanges:
@@ -241,7 +266,7 @@ class FolderExchanges:
         """See ``Exchanges.of_earlier_attempts``."""
         found = await asyncio.to_thread(self._all, run_id, "*-*-*")
         earlier = [exchange for exchange in found if exchange.attempt < below_attempt]
-        return [exchange for exchange in earlier if await exchange.ended() is None]
+        return [exchange for exchange in earlier if await readable_or(None, exchange.ended()) is None]
 
     async def remove_old(self) -> int:
         """See ``Exchanges.remove_old``."""

@@ -8,7 +8,7 @@ There are two roads: a folder that both see (``folder``), and object storage tha
 credentials and the step by signed addresses (``storage``, ``storage_node``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final, Protocol, Self, TypeVar
@@ -23,12 +23,16 @@ from worker.launchers.interface import Ended, EndReason
 
 
 class UnreadableWord(WorkerError):  # noqa: N818 - what the other side is to blame for
-    """What the other side wrote does not fit its model, or is larger than it may be."""
+    """What the other side wrote does not fit its model, is larger than it may be, or lies in no plain file."""
 
 
 EXCHANGE_AWAY: Final = (OSError, StorageAway, UnreadableWord)
 """What either road raises while it is interrupted: nothing is known, and later it may be there again."""
 MOST_WANTS: Final = 256
+LONGEST_ORDER: Final = 16 * 2**20
+"""Bytes."""
+LONGEST_FACTS: Final = 2**20
+"""Bytes."""
 
 
 class Order(BaseModel):
@@ -52,7 +56,7 @@ class Order(BaseModel):
 class Question(BaseModel):
     """What the step wants to know: may it go on, and where."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     number: int = Field(default=0, ge=0)
     """One more at every beat; 0: it has not asked yet."""
@@ -78,7 +82,7 @@ class Grant(BaseModel):
 class EndFacts(BaseModel):
     """``interface.Ended`` without the last event, which is among the events."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     reason: EndReason
     exit_code: int | None
@@ -240,6 +244,18 @@ def understood(model: type[Model], content: str | bytes) -> Model:
         return model.model_validate_json(content)
     except ValidationError as error:
         raise UnreadableWord(f"not a {model.__name__}: {error}") from error
+
+
+Said = TypeVar("Said")
+Otherwise = TypeVar("Otherwise")
+
+
+async def readable_or(otherwise: Otherwise, reading: Awaitable[Said]) -> Said | Otherwise:
+    """What the other side said. What cannot be read says nothing, and must not stand in the way of a step's end."""
+    try:
+        return await reading
+    except UnreadableWord:
+        return otherwise
 
 
 Start = TypeVar("Start", bound=Exchange)

@@ -3,11 +3,14 @@
 No address is ever part of an error's text: it would be a right that lies in a log.
 """
 
+import io
 import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -17,6 +20,8 @@ _TIMEOUT_S: Final = 15.0
 """Without a byte."""
 _PIECE: Final = 1 << 20
 _LONGEST_COMPLAINT: Final = 2_000
+_SMALL_S: Final = 120.0
+"""For all of a small answer: one that drips would keep its reader for ever."""
 
 
 class AddressRefusedError(OSError):
@@ -39,8 +44,8 @@ def read_small(url: str, limit_bytes: int) -> bytes:
         AddressRefusedError: see there.
         OSError: the storage does not answer, or with more than ``limit_bytes``.
     """
-    with _opened(urllib.request.Request(url)) as answer:  # noqa: S310 - the scheme is checked where it is opened
-        content: bytes = answer.read(limit_bytes + 1)
+    with _opened(url) as answer:
+        content = _small(answer, limit_bytes + 1)
     if len(content) > limit_bytes:
         raise OSError(f"an object of more than {limit_bytes} bytes")
     return content
@@ -69,8 +74,9 @@ def read_into(url: str, sink: Sink, size: int) -> None:
         OSError: the storage does not answer, breaks off, or has another size.
     """
     start = sink.have
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    with _opened(urllib.request.Request(url, headers=headers)) as answer:  # noqa: S310
+    if start and start == size:  # all came before it broke off, and no range begins behind the end
+        return
+    with _opened(url, headers={"Range": f"bytes={start}-"} if start else {}) as answer:
         if start and answer.status != HTTPStatus.PARTIAL_CONTENT:
             _skip(answer, start)
         while sink.have < size:
@@ -91,7 +97,8 @@ def write_small(url: str, content: bytes, *, only_if_absent: bool = False) -> No
         OSError: the storage does not answer; whether it was stored is not known.
     """
     headers = {"If-None-Match": "*"} if only_if_absent else {}
-    _put(url, content, len(content), headers)
+    # as a file it goes in pieces: the time limit is for one, and a large log takes longer on a slow road
+    _put(url, io.BytesIO(content), len(content), headers)
 
 
 def write_file(url: str, path: Path, size: int, md5: str) -> None:
@@ -112,10 +119,22 @@ def write_file(url: str, path: Path, size: int, md5: str) -> None:
         _put(url, file, size, {"Content-MD5": md5})
 
 
-def _put(url: str, content: bytes | IO[bytes], size: int, headers: dict[str, str]) -> None:
+def _put(url: str, content: IO[bytes], size: int, headers: dict[str, str]) -> None:
     told = {"Content-Type": "application/octet-stream", "Content-Length": str(size), **headers}
-    with _opened(urllib.request.Request(url, data=content, method="PUT", headers=told)) as answer:  # noqa: S310
-        answer.read()
+    with _opened(url, method="PUT", data=content, headers=told) as answer:
+        _small(answer, _LONGEST_COMPLAINT)
+
+
+def _small(answer: HTTPResponse, most_bytes: int) -> bytes:
+    """All of an answer, or its first bytes."""
+    content, deadline = bytearray(), time.monotonic() + _SMALL_S
+    while len(content) < most_bytes and (piece := answer.read1(most_bytes - len(content))):
+        content += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"an answer that is not over after {_SMALL_S:.0f} s")
+    if len(content) < most_bytes and answer.length:
+        raise OSError(f"ended {answer.length} bytes too early")
+    return bytes(content)
 
 
 def _skip(answer: HTTPResponse, size: int) -> None:
@@ -127,21 +146,42 @@ def _skip(answer: HTTPResponse, size: int) -> None:
         size -= len(piece)
 
 
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    """Asks where an address leads and nowhere else: whoever answers cannot send us on."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+        opener.add_handler(handler())
+    return opener
+
+
 @contextmanager
-def _opened(request: urllib.request.Request) -> Iterator[HTTPResponse]:
-    """The answer to a request, its errors and those of reading it in our words."""
-    if request.type not in {"http", "https"}:
-        raise AddressRefusedError(f"not an address to fetch from: {request.type}:")
+def _opened(
+    url: str, *, method: str = "GET", data: IO[bytes] | None = None, headers: Mapping[str, str] | None = None
+) -> Iterator[HTTPResponse]:
+    """The good answer to a request; its errors and those of reading it in our words."""
+    if not url.startswith(("http://", "https://")):
+        raise AddressRefusedError("not an address to fetch from")
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - just checked
+        request = urllib.request.Request(url, data, dict(headers or {}), method=method)  # noqa: S310 - just checked
+        with _opener().open(request, timeout=_TIMEOUT_S) as answer:
+            if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
+                raise _meant(answer.status, _complaint(answer))
             yield answer
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _meant(error.code, error.read(_LONGEST_COMPLAINT)) from None
     except urllib.error.URLError as error:
         raise OSError(f"the storage does not answer: {error.reason}") from None
     except HTTPException as error:
         raise OSError(f"the storage breaks off: {type(error).__name__}") from None
+    except OSError:
+        raise
+    except ValueError as error:
+        raise AddressRefusedError(f"not an address to fetch from: {type(error).__name__}") from None
+
+
+def _complaint(answer: HTTPResponse) -> bytes:
+    with suppress(OSError, HTTPException):
+        return _small(answer, _LONGEST_COMPLAINT)
+    return b""
 
 
 def _meant(code: int, complaint: bytes) -> OSError:

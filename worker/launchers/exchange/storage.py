@@ -8,7 +8,7 @@ object            written    content
 ================  =========  ================================================================================
 ``order.json``    worker     what to run and how; never read by the step
 ``owner``         worker     the token of the owner whose words count; whoever adopts replaces it
-``started``       step       put once, if absent: a fresh secret key of the step's own
+``started``       step       put if absent: a fresh secret key of the step's own
 ``key``           worker     that key as the first owner saw it; a later ``started`` changes nothing
 ``ask``           step       its newest question: a number, and what it wants addresses for
 ``word``          worker     sealed with the key: the right to run, addresses; first of all the order
@@ -25,18 +25,24 @@ the step may have them (``storage_rights``).
 Who could read what, for how long. The command line of a job, which a cluster shows to its users and remembers, holds
 two addresses: one to put ``started``, one to read ``word``. The second reads what only the step's key opens; the key
 was never on a command line or in an environment, and the address that puts it cannot read it. So whoever sees the
-command line once the owner has seen the step begin can read nothing, and the first address is worthless. Whoever sees
-it before can take the step in its job's place, with everything that it may read; the job then finds it begun and ends,
-the run fails with ``supervisor_lost``, and somebody asks why. Whoever can run programs as the job's user on its node
-can read what the step reads while it runs, as on any road, and use its addresses for a quarter of an hour. Nobody can
-write anything but what the step could: its own outputs and checkpoints, its own side of the exchange. Worker and nodes
-must talk TLS to the storage, or the wire shows it all.
+command line once the owner has seen the step begin can read nothing. The first address is not spent by its use: only
+where it leads is signed, not that nothing may lie there, so its bearer can put another ``started`` for a week; but
+nobody reads that any more once the owner has kept the ``key``. Whoever puts one before that can take the step in its
+job's place, with everything that it may read; the job then finds it begun and ends, the run fails with
+``supervisor_lost``, and somebody asks why. Whoever can run programs as the job's user on its node can read what the
+step reads while it runs, as on any road, and use its addresses for a quarter of an hour. Nobody can write anything but
+what the step could: its own outputs and checkpoints, its own side of the exchange. Worker and nodes must talk TLS to
+the storage, or the wire shows it all.
+
+Whatever lies in an object that the step writes, its owner reads it bounded, and takes what cannot be read for nothing
+said: then the cluster, and the silence, tell of the step's end.
 """
 
 import asyncio
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -44,11 +50,15 @@ from uuid import UUID
 from schemas.steps import Step
 from worker.errors import NotStored, TooLarge
 from worker.launchers.exchange.interface import (
+    EXCHANGE_AWAY,
+    LONGEST_FACTS,
+    LONGEST_ORDER,
     EndFacts,
     Grant,
     Order,
     Question,
     UnreadableWord,
+    readable_or,
     starts_up_to,
     understood,
 )
@@ -61,19 +71,21 @@ from worker.launchers.exchange.storage_word import (
     LONGEST_QUESTION,
     OWNER,
     PIECE_BYTES,
+    ROOT,
     STARTED,
     WORD,
     Word,
     event_piece,
+    exchange_prefix,
 )
 from worker.storage import Storage
 from worker.storage.disk import remove_older
 
 _KEPT_S: Final = 7 * 24 * 3600.0
-_LONGEST_ORDER: Final = 16 * 2**20
-_LONGEST_FACTS: Final = 2**20
 _LARGEST_LOG: Final = 256 * 2**20
-_ROOT: Final = "steps"
+_KEY: Final = "key"
+_PIECES_AT_ONCE: Final = 16
+"""Pieces of the event lines in one look: an owner that catches up answers questions in between."""
 
 
 class StorageExchange:
@@ -83,7 +95,7 @@ class StorageExchange:
 
     def __init__(self, storage: Storage, run_id: str, folder: str, logs: Path) -> None:
         self._storage = storage
-        self._prefix = f"{_ROOT}/{run_id}/{folder}"
+        self._prefix = f"{exchange_prefix(run_id)}/{folder}"
         self.name = f"{run_id}-{folder}"
         attempt, _, serial = folder.split("-")
         self.attempt, self.serial = int(attempt), int(serial)
@@ -116,7 +128,7 @@ class StorageExchange:
     async def order(self) -> Order:
         """See ``Exchange.order``."""
         if self._order is None:
-            self._order = understood(Order, await self._read("order.json", _LONGEST_ORDER) or b"")
+            self._order = understood(Order, await self._read("order.json", LONGEST_ORDER) or b"")
         return self._order
 
     async def take_over(self, token: str) -> None:
@@ -125,7 +137,7 @@ class StorageExchange:
 
     async def is_taken_from(self, token: str) -> bool:
         """See ``Exchange.is_taken_from``."""
-        return await self._read(OWNER, 100) not in (None, token.encode())
+        return await readable_or(None, self._read(OWNER, 100)) not in (None, token.encode())
 
     async def close(self, token: str) -> None:
         """See ``Exchange.close``."""
@@ -164,15 +176,24 @@ class StorageExchange:
         """See ``Exchange.command_kill``. What has not begun is taken, so that its job finds it begun and ends."""
         await self.take_over(token)
         await self._storage.put_bytes(self._at(STARTED), os.urandom(KEY_BYTES), only_if_absent=True)
-        await self.grant(Grant(owner=token, ask=0, remaining_s=0.0, stop=False, kill=True), await self.question())
+        question = await readable_or(Question(), self.question())
+        grant = Grant(owner=token, ask=0, remaining_s=0.0, stop=False, kill=True)
+        await readable_or(None, self.grant(grant, question))  # without an order it is for the cluster alone to end
 
     async def more_events(self) -> bytes:
         """See ``Exchange.more_events``."""
-        data = b""
-        while len(data) < PIECE_BYTES and (piece := await self._read(event_piece(self._pieces), PIECE_BYTES)):
-            data += piece
-            self._pieces += 1
-        return data
+        pieces: list[bytes] = []
+        try:
+            while len(pieces) < _PIECES_AT_ONCE and sum(map(len, pieces)) < PIECE_BYTES:
+                piece = await self._read(event_piece(self._pieces + len(pieces)), PIECE_BYTES)
+                if not piece:
+                    break
+                pieces.append(piece)
+        except EXCHANGE_AWAY:
+            if not pieces:  # else those that came first are taken in first
+                raise
+        self._pieces += len(pieces)
+        return b"".join(pieces)
 
     async def bring_log(self, question: Question, *, whole: bool = False) -> None:
         """See ``Exchange.bring_log``."""
@@ -180,14 +201,15 @@ class StorageExchange:
             return
         if (await self._storage.size(self._at(LOG)) or _LARGEST_LOG) < _LARGEST_LOG:
             await asyncio.to_thread(self.log.parent.mkdir, parents=True, exist_ok=True, mode=0o700)
-            with await asyncio.to_thread(self.log.open, "wb") as file:
-                async for piece in self._storage.stream(self._at(LOG)):
+            with suppress(NotStored), await asyncio.to_thread(self.log.open, "wb") as file:
+                # the step may have put a larger one, or none, since its size was asked for
+                async for piece in self._storage.stream(self._at(LOG), end=_LARGEST_LOG):
                     await asyncio.to_thread(file.write, piece)
         self._log_version = question.log_version
 
     async def ended(self) -> EndFacts | None:
         """See ``Exchange.ended``."""
-        content = await self._read(ENDED, _LONGEST_FACTS)
+        content = await self._read(ENDED, LONGEST_FACTS)
         return None if content is None else understood(EndFacts, content)
 
     async def outpost_output(self) -> str:
@@ -195,16 +217,17 @@ class StorageExchange:
         return ""
 
     async def _key_of_the_step(self) -> bytes | None:
-        """The key that the step made when it began; None: it has not."""
+        """The key that the step made when it began; None: it has not, or a stranger took it with what is no key."""
         if self._key is None:
-            key = await self._read("key", KEY_BYTES)
-            if key is None and (told := await self._read(STARTED, KEY_BYTES)) is not None:
-                await self._storage.put_bytes(self._at("key"), told, only_if_absent=True)
-                key = await self._read("key", KEY_BYTES)  # another owner's look may have been the first
-            if key is not None and len(key) != KEY_BYTES:
-                raise UnreadableWord(f"a key of {len(key)} bytes")
-            self._key = key
+            self._key = await self._key_at(_KEY)
+        if self._key is None and (told := await self._key_at(STARTED)) is not None:
+            await self._storage.put_bytes(self._at(_KEY), told, only_if_absent=True)
+            self._key = await self._key_at(_KEY)  # another owner's look may have been the first
         return self._key
+
+    async def _key_at(self, name: str) -> bytes | None:
+        key = await readable_or(None, self._read(name, KEY_BYTES))
+        return key if key is not None and len(key) == KEY_BYTES else None
 
     async def _read(self, name: str, limit_bytes: int) -> bytes | None:
         try:
@@ -242,22 +265,22 @@ class StorageExchanges:
     async def of_earlier_attempts(self, run_id: UUID, below_attempt: int) -> Sequence[StorageExchange]:
         """See ``Exchanges.of_earlier_attempts``."""
         earlier = [exchange for exchange in await self._all(run_id) if exchange.attempt < below_attempt]
-        return [exchange for exchange in earlier if await exchange.ended() is None]
+        return [exchange for exchange in earlier if await readable_or(None, exchange.ended()) is None]
 
     async def remove_old(self) -> int:
         """See ``Exchanges.remove_old``."""
         newest: dict[str, float] = {}
-        async for stored in self._storage.listing(_ROOT):
+        async for stored in self._storage.listing(ROOT):
             run = stored.key.split("/")[1]
             newest[run] = max(newest.get(run, 0.0), stored.modified.timestamp())
         old = [run for run, at in newest.items() if at < time.time() - _KEPT_S]
         for run in old:
-            await self._storage.delete_prefix(f"{_ROOT}/{run}")
+            await self._storage.delete_prefix(exchange_prefix(run))
         if self._logs.exists():  # of workers that were killed
             await asyncio.to_thread(remove_older, self._logs, _KEPT_S)
         return len(old)
 
     async def _all(self, run_id: UUID, step: Step | None = None) -> list[StorageExchange]:
-        folders = {stored.key.split("/")[2] async for stored in self._storage.listing(f"{_ROOT}/{run_id}")}
+        folders = {stored.key.split("/")[2] async for stored in self._storage.listing(exchange_prefix(run_id))}
         wanted = [folder for folder in sorted(folders) if step is None or folder.split("-")[1] == step]
         return [StorageExchange(self._storage, str(run_id), folder, self._logs) for folder in wanted]

@@ -12,9 +12,10 @@ from typing import Final
 
 import structlog
 
-from schemas.events import DROPPABLE, Checkpoint, Event, Failure, Progress, Result, encode
+from schemas.events import DROPPABLE, Checkpoint, Event, Failure, Progress, Result
 from schemas.failures import FailureClass
 from schemas.steps import StepSpec
+from worker.launchers.exchange.event_lines import line_of
 from worker.launchers.exchange.interface import EndFacts, Grant, Order, Question, UnreadableWord, understood
 from worker.launchers.exchange.sealed import KEY_BYTES, NotForUsError, unseal
 from worker.launchers.exchange.signed_addresses import SignedAddresses
@@ -178,7 +179,7 @@ class StorageNode:
     def _write(self, event: Event) -> None:
         if not isinstance(event, DROPPABLE):
             self._events_due = 0.0
-        self._events.write(encode(event))
+        self._events.write(line_of(event))
 
     async def keep_up(self) -> None:
         """See ``NodeSide.keep_up``."""

@@ -5,6 +5,7 @@ import time
 from typing import Final
 
 from schemas.steps import StepSpec, attempt_prefix
+from worker.errors import NotStored
 from worker.launchers.exchange.interface import Question
 from worker.launchers.exchange.storage_word import ASK, ENDED, GET, LOG, OWN, OWNER, PUT, WORD, InputFile
 from worker.launchers.recordings import recordings_of
@@ -42,19 +43,19 @@ class StepRights:
         return standing | {want: address for want in question.wants if (address := await self.signed(spec, want))}
 
     async def signed(self, spec: StepSpec, want: str) -> str | None:
-        """The address for a want; None: this step may not have it."""
+        """The address for a want; None: this step may not have it, or nothing can lie there."""
         kind, _, name = want.partition(":")
         try:
             check_key(name)
-        except ValueError:
-            return None
-        match kind + ":":
-            case kind if kind == GET and await self._may_read(spec, name):
-                return await self._storage.signed_url(name, ADDRESS_S)
-            case kind if kind == PUT and name.startswith((f"{spec.step}/", "checkpoints/")):
-                return await self._storage.signed_url(f"{attempt_prefix(spec)}/{name}", ADDRESS_S, "PUT")
-            case kind if kind == OWN and (name in {LOG, ENDED} or name.startswith("events/")):
-                return await self._storage.signed_url(f"{self._prefix}/{name}", ADDRESS_S, "PUT")
+            match kind + ":":
+                case kind if kind == GET and await self._may_read(spec, name):
+                    return await self._storage.signed_url(name, ADDRESS_S)
+                case kind if kind == PUT and name.startswith((f"{spec.step}/", "checkpoints/")):
+                    return await self._storage.signed_url(f"{attempt_prefix(spec)}/{name}", ADDRESS_S, "PUT")
+                case kind if kind == OWN and (name in {LOG, ENDED} or name.startswith("events/")):
+                    return await self._storage.signed_url(f"{self._prefix}/{name}", ADDRESS_S, "PUT")
+        except (ValueError, NotStored):  # no key, or a manifest that is not what it was
+            pass
         return None
 
     async def inputs(self, spec: StepSpec) -> dict[str, list[InputFile]]:

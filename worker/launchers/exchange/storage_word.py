@@ -1,11 +1,13 @@
 """What passes through object storage between an owner and a step: names of objects, wants, and the owner's word."""
 
 from typing import Final
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from worker.launchers.exchange.interface import Grant, Order
 
+ROOT: Final = "steps"
 STARTED: Final = "started"
 ASK: Final = "ask"
 OWNER: Final = "owner"
@@ -29,6 +31,11 @@ PUT: Final = "put:"
 """Want: write below the attempt's own prefix, among the step's outputs or its checkpoints."""
 OWN: Final = "own:"
 """Want: write (``owner`` and ``word``: read) an object of the exchange itself."""
+
+
+def exchange_prefix(run_id: UUID | str) -> str:
+    """Where everything lies that the owners and the steps of a run tell each other."""
+    return f"{ROOT}/{run_id}"
 
 
 def event_piece(index: int) -> str:

@@ -13,12 +13,12 @@ from typing import IO, Final, TypeVar
 
 from worker.launchers.exchange.interface import MOST_WANTS
 from worker.launchers.exchange.signed_addresses import SignedAddresses
-from worker.launchers.exchange.signed_http import AbsentError, AddressRefusedError, GivenUpError, read_into, write_file
+from worker.launchers.exchange.signed_http import AbsentError, GivenUpError, read_into, write_file
 from worker.launchers.exchange.storage_word import GET, LARGEST_UPLOAD, PUT
 
 _AT_ONCE: Final = 4
 WAITING: Final = MOST_WANTS
-"""Files whose addresses are asked for in one question; ``_AT_ONCE`` of them move."""
+"""Files whose addresses are asked for in one question; ``_AT_ONCE`` of them move, the others wait for their turn."""
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
 _PIECE: Final = 1 << 20
@@ -53,6 +53,7 @@ class Transfers:
         self._addresses = addresses
         # threads of its own: no transfer may keep the questions for the right waiting
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="transfer")
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._given_up = False
         self.patience_s = 600.0
         self.moved = 0
@@ -106,24 +107,27 @@ class Transfers:
         pause_s, moved, deadline = _FIRST_PAUSE_S, self.moved, time.monotonic() + self.patience_s
         while True:
             try:
-                async with asyncio.timeout(self.patience_s):  # the owner may be gone
-                    url = await self._addresses.get(want)
-                return await self._in_thread(lambda url=url: act(url))  # type: ignore[misc]
+                await self._given(want)  # of many files by one word
+                async with self._turns:
+                    url = await self._given(want)  # at hand, unless its turn came so late that it is not fresh any more
+                    return await self._in_thread(lambda url=url: act(url))  # type: ignore[misc]
             except (AbsentError, GivenUpError, FileNotFoundError):
                 raise
-            except AddressRefusedError:
-                self._addresses.forget(want)  # expired, most likely: the next try gets a fresh one
-                if time.monotonic() > deadline:
-                    raise
-            except OSError as error:
+            except OSError as error:  # an expired address, too: the next try gets a fresh one
                 if self.moved > moved:
                     pause_s, moved, deadline = _FIRST_PAUSE_S, self.moved, time.monotonic() + self.patience_s
                 if error.errno in _FOR_EVER or time.monotonic() > deadline:
                     raise
+            finally:
+                self._addresses.forget(want)
             if self._given_up:
                 raise GivenUpError("given up")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _given(self, want: str) -> str:
+        async with asyncio.timeout(self.patience_s):  # the owner may be gone
+            return await self._addresses.get(want)
 
     async def _in_thread(self, act: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, act)
