@@ -28,7 +28,7 @@ from worker.trainer.whisper import Whisper
 
 _PADDING_S: Final = 8.0
 """Silence after an utterance, at least: with less the base itself mishears ordinary speech."""
-_GROUPS: Final = 128
+_GROUPS: Final = 32
 """At most so many groups of utterances of a hearing are listened to."""
 _SEED: Final = 0
 _OF_STATES: Final = "v_proj"

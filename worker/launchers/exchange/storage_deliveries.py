@@ -41,7 +41,7 @@ async def deliver_checkpoint(event: Checkpoint, output: Path, transfers: Transfe
             raise DeliveryError("output_not_stored", f"{event.path} differs from its digest")
         files = [(folder / name, f"checkpoints/{event.steps_done:08d}/{name}") for name in names]
         await _upload(files, digests, transfers)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a path that can be none
         raise DeliveryError("output_not_stored", f"{event.path}: {error}") from error
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -61,7 +61,7 @@ async def deliver_result(event: Result, output: Path, step: Step, transfers: Tra
                 raise DeliveryError("output_not_stored", f"{artifact.path} differs from its digest")
         files = [(path, f"{step}/{each.path}") for path, each in zip(paths, event.artifacts, strict=True)]
         await _upload(files, digests, transfers)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a path that can be none
         raise DeliveryError("output_not_stored", str(error)) from error
 
 
