@@ -126,6 +126,7 @@ def seconds_to(target: float, reached: list[tuple[float, Path]], base: Path, dat
         folder = scratch / f"candidate-{number}"
         rate = folder / "wer"
         if not rate.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # half of it, from a call that was cut short
             model = as_model(checkpoint, base, folder / "model")
             rate.write_text(str(wer(model, base, data, folder / "evaluate")), encoding="utf-8")
             print(f"    ours after {second:.1f} s: WER {float(rate.read_text()):.3f}", flush=True)
