@@ -28,7 +28,7 @@ from worker.trainer.whisper import Whisper
 
 _PADDING_S: Final = 8.0
 """Silence after an utterance, at least: with less the base itself mishears ordinary speech."""
-_GROUPS: Final = 32
+GROUPS: Final = 32
 """At most so many groups of utterances of a hearing are listened to."""
 _SEED: Final = 0
 _OF_STATES: Final = "v_proj"
@@ -115,7 +115,7 @@ def ordinary_speech(run: StepRun, model: Whisper, precision: torch.dtype) -> Ite
 
 def some(groups: int) -> range:
     """So many of the groups, which are sorted by length, as are worth listening to."""
-    return range(0, groups, max(1, math.ceil(groups / _GROUPS)))
+    return range(0, groups, max(1, math.ceil(groups / GROUPS)))
 
 
 class _Watch:
