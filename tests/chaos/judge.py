@@ -45,7 +45,9 @@ class Verdict:
 async def judge(field: Field, waited_for: Sequence[Any]) -> Verdict:
     """Everything that can be seen once the field is still; ``waited_for`` are runs that had not ended in time."""
     verdict = Verdict()
-    rows = await field.database.fetch("select * from training_runs")
+    rows = await field.database.fetch(
+        "select r.*, m.deleted_at as model_deleted_at from training_runs r join custom_models m on m.id = r.custom_model_id"
+    )
     runs = {row["id"]: row for row in rows}
     _terminal(field, runs, waited_for, verdict)
     lines = field.world.witnessed()
@@ -80,7 +82,7 @@ def _terminal(field: Field, runs: dict[Any, Any], waited_for: Sequence[Any], ver
             )
         elif asked.cancel_answered and row["status"] != 1:
             verdict.harm("unexplained", f"run {run}: the cancel was answered yes and it ended in {row['status']}")
-        elif row["status"] == 1 and row["cancel_requested_at"] is None:
+        elif row["status"] == 1 and row["cancel_requested_at"] is row["model_deleted_at"] is None:
             verdict.harm("unexplained", f"run {run} was cancelled by nobody")
     for run in runs.keys() - field.accepted.keys():
         verdict.harm("unexplained", f"run {run} was asked for by nobody")
