@@ -6,24 +6,11 @@ import pytest
 
 from schemas.events import EVENT, LONGEST_LINE, Event, Failure, encode
 from schemas.failures import FailureClass
+from tests.launchers.facts import FACTS
 from worker.launchers.event_stream import EventStream
 from worker.launchers.exchange.folder import FolderExchange
-from worker.launchers.exchange.interface import EndFacts, NodeSide
+from worker.launchers.exchange.interface import NodeSide
 from worker.launchers.exchange.storage_node import StorageNode
-from worker.launchers.interface import EndReason
-
-FACTS = EndFacts(
-    reason=EndReason.EXITED,
-    exit_code=0,
-    signal=None,
-    out_of_memory=False,
-    max_rss_bytes=1,
-    cpu_s=0,
-    paused_s=0,
-    garbage_lines=0,
-    dropped_events=0,
-    detail="",
-)
 
 
 @pytest.fixture

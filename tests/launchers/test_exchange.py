@@ -8,24 +8,12 @@ from uuid import uuid4
 import pytest
 
 from schemas.steps import Step, StepSpec
+from tests.launchers.facts import FACTS
 from worker.launchers.exchange.folder import FolderExchange, FolderExchanges
-from worker.launchers.exchange.interface import EndFacts, Grant, Order, Question, UnreadableWord
-from worker.launchers.interface import EndReason
+from worker.launchers.exchange.interface import Grant, Order, Question, UnreadableWord
 from worker.launchers.log_copy import LogCopy
 
 RUN = uuid4()
-FACTS = EndFacts(
-    reason=EndReason.EXITED,
-    exit_code=0,
-    signal=None,
-    out_of_memory=False,
-    max_rss_bytes=1,
-    cpu_s=0,
-    paused_s=0,
-    garbage_lines=0,
-    dropped_events=0,
-    detail="",
-)
 
 
 async def laid(root: Path, attempt: int = 1, token: str = "me") -> FolderExchange:
