@@ -5,6 +5,7 @@ Standard library only: the supervisor, which starts in milliseconds, uses this t
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -13,15 +14,21 @@ ATTEMPT_MARK = "TRAINING_ATTEMPT"
 SUPERVISOR_MARK = "TRAINING_SUPERVISOR"
 """Set in a supervisor's own environment, never in its trainer's."""
 
+_KERNEL_THREAD = 0x00200000
+"""``PF_KTHREAD`` of the kernel's ``include/linux/sched.h``."""
+_EXEC_PATIENCE_S = 1.0
+"""For all processes of one look together; measured on two busy cores: an ``execve`` hides a process for 85 ms."""
+
 
 class Process:
     """One process at one moment.
 
     ``started`` is in clock ticks since boot: with the pid it names a process for good, which a pid alone
     does not. ``state`` is the kernel's letter: ``T`` and ``t`` stopped, ``Z`` and ``X`` dead.
+    ``environment_at`` is an address that each ``execve`` changes; 0 in its middle, and for a kernel thread.
     """
 
-    __slots__ = ("parent", "pid", "resident_pages", "started", "state")
+    __slots__ = ("environment_at", "is_kernel_thread", "parent", "pid", "resident_pages", "started", "state")
 
     def __init__(self, pid: int, stat: bytes) -> None:
         # the second field is the program's name in parentheses, and may itself hold spaces and parentheses
@@ -31,6 +38,8 @@ class Process:
         self.parent = int(fields[1])
         self.started = int(fields[19])
         self.resident_pages = int(fields[21])
+        self.is_kernel_thread = bool(int(fields[6]) & _KERNEL_THREAD)
+        self.environment_at = int(fields[47])
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to this very process; nothing happens when it is gone or not ours."""
@@ -103,17 +112,39 @@ class Marked:
 
 
 def marked_processes() -> Iterator[Marked]:
-    """Every living process on this host, of this user, that belongs to some attempt."""
+    """Every living process on this host, of this user, that belongs to some attempt.
+
+    Not one moment's picture either, and it may wait a moment: a process that is just changing its program is
+    looked at again, for nobody can say whose it is before it has done so.
+    """
+    patience_ends = time.monotonic() + _EXEC_PATIENCE_S
     for process in all_processes().values():
         if is_dead(process):
             continue
-        try:
-            with open(f"/proc/{process.pid}/environ", "rb") as file:  # noqa: PTH123 - as above
-                variables = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
-        except OSError:
-            continue
+        variables = _environment(process, patience_ends)
         mark = variables.get(ATTEMPT_MARK.encode(), b"").decode(errors="replace")
         run_id, _, attempt = mark.rpartition(":")
         if run_id and attempt.isdigit():
             supervises = SUPERVISOR_MARK.encode() in variables
             yield Marked(process, run_id, int(attempt), supervises=supervises)
+
+
+def _environment(process: Process, patience_ends: float) -> dict[bytes, bytes]:
+    """Its variables; empty when it is gone, not ours, or truly has none."""
+    before: Process | None = process
+    while before is not None and not before.is_kernel_thread:
+        try:
+            with open(f"/proc/{process.pid}/environ", "rb") as file:  # noqa: PTH123 - as above
+                content = file.read()
+        except OSError:
+            break
+        if content:
+            return dict(entry.partition(b"=")[::2] for entry in content.split(b"\0"))
+        after = read_process(process.pid)
+        if after is None or is_dead(after) or 0 < after.environment_at == before.environment_at:
+            break
+        if time.monotonic() >= patience_ends:
+            break
+        before = after
+        time.sleep(0.001)
+    return {}

@@ -15,6 +15,7 @@ _log = structlog.get_logger()
 _SUPERVISOR_GRACE_S: Final = 3.0
 """A supervisor whose trainer is dead ends by itself, having ended what hides from us. Then it is killed."""
 _LOOK_AGAIN_S: Final = 0.02
+_EMPTY_LOOKS: Final = 2
 
 
 def stop_attempts(run_id: str, below_attempt: int) -> None:
@@ -23,10 +24,16 @@ def stop_attempts(run_id: str, below_attempt: int) -> None:
 
 
 def stop_marked(belongs: Callable[[Marked], bool]) -> None:
-    """End every marked process that belongs, and return when a look finds none. Blocks."""
+    """End every marked process that belongs, and return when two looks find none. Blocks.
+
+    Two, because a child that was born during a look is not in it, and its parent may have died of it.
+    """
     patience_ends = time.monotonic() + _SUPERVISOR_GRACE_S
     told: set[int] = set()
-    while found := [marked for marked in marked_processes() if belongs(marked)]:
+    empty_looks = 0
+    while empty_looks < _EMPTY_LOOKS:
+        found = [marked for marked in marked_processes() if belongs(marked)]
+        empty_looks = 0 if found else empty_looks + 1
         impatient = time.monotonic() >= patience_ends
         for marked in found:
             pid = marked.process.pid
@@ -35,7 +42,8 @@ def stop_marked(belongs: Callable[[Marked], bool]) -> None:
                 _log.info("stray_stopped", run_id=marked.run_id, attempt=marked.attempt, pid=pid)
             # a frozen supervisor is woken: it knows descendants that have taken off the mark
             marked.process.send(SIGCONT if marked.supervises and not impatient else SIGKILL)
-        time.sleep(_LOOK_AGAIN_S)
+        if found:
+            time.sleep(_LOOK_AGAIN_S)
 
 
 def sweep_strays() -> int:
