@@ -43,7 +43,7 @@ async def shop(database_url: str) -> AsyncIterator[Shop]:
 
 @pytest.fixture
 def relay(vhost: str, shop: Shop, metrics: Metrics) -> Relay:
-    return Relay(vhost, OutboxStore(shop.database), declare, metrics, every_s=0.2, confirm_s=5)
+    return Relay(vhost, OutboxStore(shop.database), declare, metrics, idle_s=0.2, confirm_s=5)
 
 
 class Listener:
@@ -122,6 +122,15 @@ async def _told(shop: Shop) -> bool:
     return await _untold(shop) == 0
 
 
+async def test_what_follows_soon_is_told_soon_though_an_idle_relay_looks_seldom(vhost, shop, metrics, listener):
+    [run] = await _registered(shop, 1)
+    relay = Relay(vhost, OutboxStore(shop.database), declare, metrics, soon_s=2.0, idle_s=3600)
+    async with running(relay):
+        await until(lambda: len(listener.messages) == 1)
+        await _move(shop.database, [run])  # before it looks for the second time, two seconds after the first
+        await until(lambda: len(listener.messages) == 3)
+
+
 async def test_an_event_carries_everything_the_contract_names(shop, relay, listener):
     request = shop.request(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     await shop.runs.register([request])
@@ -162,7 +171,7 @@ async def test_events_of_many_runs_arrive_in_order_per_run_and_the_outbox_emptie
 
 async def test_two_relays_at_once_send_every_event_once_and_in_order(shop, vhost, listener, metrics):
     ids = await _registered(shop, 900)
-    relays = [Relay(vhost, OutboxStore(shop.database), declare, metrics, every_s=0.05) for _ in range(2)]
+    relays = [Relay(vhost, OutboxStore(shop.database), declare, metrics, soon_s=0.05, idle_s=0.05) for _ in range(2)]
     async with running(relays[0]), running(relays[1]):
         for _ in range(3):
             await _move(shop.database, ids[:200])
@@ -281,7 +290,7 @@ async def test_a_killed_broker_costs_no_event_and_no_order(private_services: Loc
         await queue.bind("training", "training.run.*")
     await asyncio.to_thread(broker.wait_until_queues_are_on_disk)
     ids = await _registered(shop, 600)
-    relay = Relay(broker.amqp_url(), OutboxStore(shop.database), declare, metrics, every_s=0.1)
+    relay = Relay(broker.amqp_url(), OutboxStore(shop.database), declare, metrics, idle_s=0.1)
     async with running(relay):
         await until(lambda: _leaves_fewer(shop, 600))
         await asyncio.to_thread(broker.kill)

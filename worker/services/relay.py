@@ -38,7 +38,9 @@ class Relay:
         outbox: where it stands what is to be told.
         declare: makes the exchange and queues, so that the relay does not depend on intake having started.
         metrics: counts what was confirmed.
-        every_s: how often it looks: what is told shares a batch with what follows soon.
+        soon_s: until it looks again after it told something: what follows soon shares a batch. Longer makes larger
+            batches, and whoever claims a run meanwhile waits for them.
+        idle_s: until it looks again after it found nothing.
         confirm_s: how long the broker may take to confirm one message.
         uniform: uniform in [0, 1), for jitter.
         tracing: a span for each message, in its run's trace.
@@ -51,7 +53,8 @@ class Relay:
         declare: Declare,
         metrics: Metrics,
         *,
-        every_s: float = 1.0,
+        soon_s: float = 0.25,
+        idle_s: float = 1.0,
         confirm_s: float = CONFIRM_S,
         refused_limit_s: float = 60.0,
         uniform: Callable[[], float] = random.random,
@@ -62,7 +65,8 @@ class Relay:
         self._outbox = outbox
         self._declare = declare
         self._metrics = metrics
-        self._every_s = every_s
+        self._soon_s = soon_s
+        self._idle_s = idle_s
         self._confirm_s = confirm_s
         self._refused_limit_s = refused_limit_s
         self._uniform = uniform
@@ -93,29 +97,29 @@ class Relay:
         pauses = Backoff(first_s=0.1, most_s=5.0, random=self._uniform)
         while not self._stop.is_set():
             try:
-                more = await self._one_batch(publisher)
+                told = await self._one_batch(publisher)
                 pauses.reset()
             except DatabaseAway as error:
                 wait_s = pauses.next_s()
                 _log.warning("relay_waits_for_database", error=str(error), again_in_s=round(wait_s, 2))
                 await pause(self._stop, wait_s)
                 continue
-            if not more:
-                await self._wait(connection)
+            if told < BATCH:
+                await self._wait(connection, self._soon_s if told else self._idle_s)
 
-    async def _wait(self, connection: AbstractConnection) -> None:
+    async def _wait(self, connection: AbstractConnection, wait_s: float) -> None:
         """Until it is time to look again, or to stop, or the connection is lost."""
         waits = [asyncio.ensure_future(waiting) for waiting in (self._stop.wait(), connection.closed())]
         try:
-            await asyncio.wait(waits, timeout=self._every_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if waits[1].done():
                 raise BrokerAway("the connection closed")
         finally:
             for waiting in waits:
                 waiting.cancel()
 
-    async def _one_batch(self, publisher: Publisher) -> bool:
-        """Send what some runs have to tell. True: there is more at once."""
+    async def _one_batch(self, publisher: Publisher) -> int:
+        """Send what some runs have to tell; how many these are. ``BATCH`` of them: there may be more at once."""
         held = self._still_held()
         async with self._outbox.unsent(BATCH, held) as batch:
             by_run = [list(rows) for _, rows in groupby(batch.rows, key=attrgetter("run_id"))]
@@ -130,7 +134,7 @@ class Relay:
         self._metrics.events_sent.inc(len(sent))
         if lost is not None:
             raise lost
-        return len(by_run) >= BATCH
+        return len(by_run)
 
     async def _send(self, publisher: Publisher, by_run: Sequence[list[Unsent]], sent: list[Unsent]) -> None:
         """First every run's oldest row, confirmed, then every run's next: in order per run, runs side by side.
