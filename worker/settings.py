@@ -8,12 +8,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SECRETS_FOLDER = Path("/run/secrets")
+_PAUSING_S: Final = 1.0
+"""Within this a supervisor pauses its trainer, even one that somebody froze (``supervisor._WAKE_S``)."""
 
 
 class Settings(BaseSettings):
@@ -127,6 +129,17 @@ class Settings(BaseSettings):
         default_factory=dict, description="further options of obstore's as JSON, for Google Cloud Storage and Azure"
     )
     tidy_s: float = Field(default=600, gt=0, description="how often spent artifacts and old scratch are removed")
+
+    @model_validator(mode="after")
+    def _trainers_pause_before_their_leases_end(self) -> Self:
+        """A trainer that went on beyond its lease would act beside the next attempt of its run."""
+        if not self.renew_s < self.pause_s <= self.lease_s - _PAUSING_S:
+            raise ValueError(
+                f"WORKER_RENEW_S={self.renew_s:g} must be less than WORKER_PAUSE_S={self.pause_s:g}, and that at least "
+                f"{_PAUSING_S:g} s less than WORKER_LEASE_S={self.lease_s:g}: a trainer stands still before its run "
+                "may begin elsewhere"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nodes_see_the_files(self) -> Self:

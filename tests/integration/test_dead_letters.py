@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from deploy.local.rabbitmq import call_management
-from tests.messages_support import Line, Shop, body_of, line_to, running, shop_at, until
-from worker.broker import connected
+from tests.messages_support import Line, body_of, line_to, running, until
 from worker.errors import BrokerAway
 from worker.intake import dead_letters
-from worker.intake.consumer import Intake
-from worker.intake.topology import declare
-from worker.metrics import Metrics
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-@pytest.fixture
-async def shop(database_url: str) -> AsyncIterator[Shop]:
-    async with shop_at(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def line(vhost: str) -> AsyncIterator[Line]:
-    async with connected(vhost, "test") as connection:
-        await declare(connection)
-    async with line_to(vhost) as made:
-        yield made
-
-
-@pytest.fixture
-def intake(vhost: str, shop: Shop) -> Intake:
-    return Intake(vhost, shop.runs, shop.runs.register, Metrics())
 
 
 async def _depth(line: Line, wanted: int) -> bool:

@@ -5,46 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from typing import TYPE_CHECKING
 
 import aio_pika
 import pytest
 from aiormq.abc import ChannelFrame
 
 from deploy.local.rabbitmq import call_management
-from tests.messages_support import Line, Shop, body_of, line_to, running, sample, shop_at, until
+from tests.messages_support import Line, body_of, running, sample, until
 from worker.broker import connected
 from worker.errors import BrokerRefused, TopologyDiffers
 from worker.intake.consumer import Intake
 from worker.intake.topology import check, declare
 from worker.metrics import Metrics
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-@pytest.fixture
-async def shop(database_url: str) -> AsyncIterator[Shop]:
-    async with shop_at(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def line(vhost: str) -> AsyncIterator[Line]:
-    async with connected(vhost, "test") as connection:
-        await declare(connection)
-    async with line_to(vhost) as made:
-        yield made
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture
-def intake(vhost: str, shop: Shop, metrics: Metrics) -> Intake:
-    return Intake(vhost, shop.runs, shop.runs.register, metrics)
 
 
 async def _dead(line: Line) -> aio_pika.abc.AbstractIncomingMessage:

@@ -16,37 +16,12 @@ from worker.errors import DatabaseAway, DatabaseRefused, TopologyDiffers
 from worker.intake import consumer
 from worker.intake.consumer import Intake
 from worker.intake.topology import declare
-from worker.metrics import Metrics
 from worker.store.migrations import migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from deploy.local.services import LocalServices
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture
-async def shop(database_url: str) -> AsyncIterator[Shop]:
-    async with shop_at(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def line(vhost: str) -> AsyncIterator[Line]:
-    async with connected(vhost, "test") as connection:
-        await declare(connection)
-    async with line_to(vhost) as made:
-        yield made
-
-
-@pytest.fixture
-def intake(vhost: str, shop: Shop, metrics: Metrics) -> Intake:
-    return Intake(vhost, shop.runs, shop.runs.register, metrics)
 
 
 async def test_a_deleted_queue_cancels_the_consumer_and_is_mended(shop, line, intake):

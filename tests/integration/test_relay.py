@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.messages_support import Line, Shop, line_to, running, sample, shop_at, until
+from tests.messages_support import Line, Shop, line_to, running, sample, until
 from worker.broker import connected
 from worker.intake.consumer import Intake
 from worker.intake.topology import declare
-from worker.metrics import Metrics
 from worker.publisher import Publisher, Refusal
 from worker.services.relay import Relay
 from worker.store.database import Database
@@ -28,17 +27,7 @@ if TYPE_CHECKING:
     import aio_pika
 
     from deploy.local.services import LocalServices
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture
-async def shop(database_url: str) -> AsyncIterator[Shop]:
-    async with shop_at(database_url) as made:
-        yield made
+    from worker.metrics import Metrics
 
 
 @pytest.fixture

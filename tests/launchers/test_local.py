@@ -26,7 +26,7 @@ from tests.launchers.conformance import (
     until,
 )
 from worker.errors import StepFailed
-from worker.launchers import processes
+from worker.launchers import local, processes
 from worker.launchers.interface import EndReason, LauncherUnavailable
 from worker.launchers.local import LocalLauncher, LocalOptions
 from worker.launchers.verdict import StepDone, classify
@@ -142,7 +142,7 @@ class TestLocal(Conformance):
         await handle.kill()
         assert not everybody(steps.run_id)
 
-    async def test_frozen_supervisor_is_woken_by_its_owners_death(self, steps: Steps):
+    async def test_frozen_supervisor_wakes_and_sees_its_owners_death(self, steps: Steps):
         owner = steps.own("setsid_grandchild", lease_s=LONG_S, options={}, steps=100_000)
         await until(lambda: steps.has("step", 3))
         (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
@@ -152,15 +152,35 @@ class TestLocal(Conformance):
         await until(lambda: not everybody(steps.run_id))
         await steps.assert_nothing_moves()
 
+    async def test_frozen_supervisor_of_a_frozen_owner_wakes_and_pauses_at_the_end_of_the_right(self, steps: Steps):
+        owner = steps.own("setsid_grandchild", lease_s=2.0, options={}, steps=100_000)
+        await until(lambda: steps.has("step", 3))
+        (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
+        owner.send_signal(signal.SIGSTOP)
+        os.kill(supervisor.process.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: all(processes.is_still(marked.process) for marked in trainers(steps.run_id)))
+            assert trainers(steps.run_id)
+            await steps.assert_nothing_moves()
+        finally:
+            owner.kill()
+            owner.wait()
+        await until(lambda: not everybody(steps.run_id))
+
     async def test_supervisor_that_does_not_pause_in_time_is_ended_with_its_trainer(
         self, steps: Steps, monkeypatch: pytest.MonkeyPatch
     ):
+        deaf = f"""
+import sys; sys.path.insert(0, {local._SOURCE_ROOT!r})
+from worker.launchers import supervisor
+supervisor.Supervisor._keep_right = lambda self: None
+supervisor.main()
+"""
+        monkeypatch.setattr("worker.launchers.local._SUPERVISOR", (sys.executable, "-IS", "-c", deaf))
         monkeypatch.setattr("worker.launchers.local_handle._OVERDUE_S", 0.5)
         handle = await steps.start("setsid_grandchild", lease_s=1.0, steps=100_000)
-        await until(lambda: steps.has("step", 3))
-        (supervisor,) = [marked for marked in everybody(steps.run_id) if marked.supervises]
-        os.kill(supervisor.process.pid, signal.SIGSTOP)
         ended = await handle.wait()
+        assert steps.has("step", 3)
         assert ended.reason is EndReason.SUPERVISOR_LOST
         assert not everybody(steps.run_id)
 

@@ -111,6 +111,17 @@ def test_steps_that_share_nothing_but_storage_need_no_folder(monkeypatch: pytest
     assert read_settings().exchange is None
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("WORKER_LEASE_S", "45"), ("WORKER_PAUSE_S", "59.5"), ("WORKER_RENEW_S", "45")]
+)
+def test_a_trainer_that_would_go_on_beyond_its_lease_is_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=f"{name}={value}.*stands still"):
+        read_settings()
+
+
 def test_a_training_that_could_never_have_its_devices_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_TRAINER_PROCESSES", "3")
     for devices in ("", "cpu", "0,1,2"):

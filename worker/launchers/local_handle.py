@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -25,7 +24,7 @@ _READ_BYTES: Final = 65_536
 _BREATH_S: Final = 0.01
 """After a full read of events: a flood may cost the loop some of its time, not all of it."""
 _OVERDUE_S: Final = 5.0
-"""A supervisor that has not paused its trainer so long after the end of the right is dead or frozen."""
+"""A supervisor that has not paused its trainer so long after the end of the right will not do so any more."""
 _KILL_ANSWER_S: Final = 3.0
 _DETAIL_BYTES: Final = 2_000
 
@@ -164,7 +163,7 @@ class LocalHandle:
             self._say("kill")
         done, _ = await asyncio.wait([self._ended], timeout=_KILL_ANSWER_S)
         if not done:
-            # dead, frozen beyond waking, or starved: the kernel ends the trainer with it, and the end that
+            # beyond waking, or starved: the kernel ends the trainer with it, and the end that
             # follows looks for everything else
             self._supervisor.kill()
         await asyncio.shield(self._ended)
@@ -176,7 +175,6 @@ class LocalHandle:
     def _say(self, line: str) -> None:
         with suppress(OSError):  # gone, or so long frozen that the pipe is full: the status wire tells
             os.write(self._wires.control, line.encode() + b"\n")
-        self._supervisor.send_signal(signal.SIGCONT)  # harmless, and wakes a supervisor that somebody froze
 
     def _read_status(self) -> None:
         try:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from signal import SIGCONT, SIGKILL
+from signal import SIGKILL
 from typing import Final
 
 import structlog
@@ -40,8 +40,8 @@ def stop_marked(belongs: Callable[[Marked], bool]) -> None:
             if pid not in told:
                 told.add(pid)
                 _log.info("stray_stopped", run_id=marked.run_id, attempt=marked.attempt, pid=pid)
-            # a frozen supervisor is woken: it knows descendants that have taken off the mark
-            marked.process.send(SIGCONT if marked.supervises and not impatient else SIGKILL)
+            if not marked.supervises or impatient:  # it knows descendants that have taken off the mark
+                marked.process.send(SIGKILL)
         if found:
             time.sleep(_LOOK_AGAIN_S)
 

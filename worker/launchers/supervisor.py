@@ -14,7 +14,7 @@ Status lines: ``started pid=…``, ``paused``, ``resumed``, ``ended reason=… c
 What it guarantees: past the deadline everything below it is stopped; a later feed lets it go on; past the
 patience it is killed; when the control pipe closes (the owner died) it is killed at once. It is a child
 subreaper, so "everything below it" includes a grandchild that changed its session, and it ends only when the
-kernel says that nothing is left.
+kernel says that nothing is left. Somebody may freeze it, and its owner as well: the kernel wakes it.
 """
 
 import ctypes
@@ -33,6 +33,8 @@ from worker.launchers.processes import SUPERVISOR_MARK, descendants, is_dead, is
 
 _CONTROL, _STATUS, _LOG, _EVENTS = 0, 1, 2, 3
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_WAKE_S = 0.5
+"""A frozen supervisor stands still for no longer; well below what lies between a pause and the end of its lease."""
 _SAMPLE_S = 2.0
 """Between two looks at the memory of the tree."""
 _RECHECK_S = 0.25
@@ -61,6 +63,31 @@ class Options:
         """Bytes; 0 is no limit."""
         self.log_limit = int(values["log"])
         self.niceness = int(values["nice"])
+
+
+class _SignalEvent(ctypes.Structure):
+    """``struct sigevent`` of sigevent(3type), which is padded to 64 bytes; ``notify`` 0 is SIGEV_SIGNAL."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("padding", ctypes.c_char * 48),
+    )
+
+
+def _be_woken() -> None:
+    """Have the kernel send us a SIGCONT now and then, which a process that runs does not notice.
+
+    Raises:
+        OSError: it does not want to. Whoever might be frozen for ever must not supervise.
+    """
+    timer, event = ctypes.c_void_p(), _SignalEvent(signal=signal.SIGCONT, notify=0)
+    nanoseconds = int(_WAKE_S * 1e9)
+    times = (ctypes.c_long * 4)(0, nanoseconds, 0, nanoseconds)  # struct itimerspec: the interval, then the first
+    made = _libc.timer_create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(timer))
+    if made or _libc.timer_settime(timer, 0, times, None):
+        raise OSError(ctypes.get_errno(), "no timer")
 
 
 class Supervisor:
@@ -99,9 +126,8 @@ class Supervisor:
         self._report_end()
 
     def _start(self) -> None:
+        _be_woken()
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        # A supervisor that somebody froze wakes when its owner dies, sees the closed pipe and does its work.
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)  # only the owner decides
         self._wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
