@@ -26,6 +26,7 @@ pytestmark = [
 
 KEPT_SEEDS: dict[int, str] = {
     1: "a broker connection that closed during its handshake ended the worker; so did asyncpg's own state error",
+    31: "nobody paused the trainer of a frozen worker whose supervisor was frozen as well (shown directly in test_local)",
 }
 """Seeds that once failed, with what they found."""
 
