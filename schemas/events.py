@@ -1,8 +1,9 @@
 """What a recipe's step says while it runs: JSON lines on file descriptor 3."""
 
+import math
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from schemas.failures import FailureClass
 from schemas.wire import Wire
@@ -12,12 +13,21 @@ LONGEST_LINE: Final = 65_536
 """Bytes, with the newline. Longer lines are counted and skipped."""
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+Measured = Annotated[float | None, AfterValidator(_finite)]
+"""A number or none: what a training measures that diverges is often NaN or infinite, and says nothing."""
+Steps = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class Artifact(Wire):
     """One file a step leaves in its output, relative to it."""
 
     path: str
     sha256: str
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**63)
 
 
 class Hello(Wire):
@@ -34,22 +44,23 @@ class Progress(Wire):
 
     event: Literal["progress"] = "progress"
     percent: float = Field(ge=0, le=100)
-    steps_done: int | None = None
-    steps: int | None = None
-    epoch: float | None = None
-    eta_s: float | None = None
-    audio_s: float | None = None
+    steps_done: Steps | None = None
+    steps: Steps | None = None
+    epoch: Measured = None
+    eta_s: Measured = None
+    audio_s: Measured = None
     """Seconds of audio worked through so far."""
     note: str | None = Field(default=None, max_length=500)
 
 
 class Metric(Wire):
-    """One point of a curve. May be dropped under pressure."""
+    """One point of a curve; of a step's curves the first 16 are shown. May be dropped under pressure."""
 
     event: Literal["metric"] = "metric"
     name: str = Field(max_length=100)
-    value: float
-    steps_done: int | None = None
+    value: Measured = None
+    """None: what was measured is no number, and the curve has a gap there."""
+    steps_done: Steps | None = None
 
 
 class Checkpoint(Wire):
@@ -59,8 +70,8 @@ class Checkpoint(Wire):
     path: str
     sha256: str
     """Digest of the folder, see ``schemas.digest.tree_digest``."""
-    bytes: int = Field(ge=0)
-    steps_done: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**63)
+    steps_done: Steps
 
 
 class Result(Wire):
@@ -87,7 +98,7 @@ class Stopped(Wire):
     """The step was asked to stop and did; its last checkpoint counts. Never dropped."""
 
     event: Literal["stopped"] = "stopped"
-    steps_done: int | None = None
+    steps_done: Steps | None = None
 
 
 Event = Annotated[Hello | Progress | Metric | Checkpoint | Result | Failure | Stopped, Field(discriminator="event")]

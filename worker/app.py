@@ -135,6 +135,7 @@ class App:
         self._rescuer = Rescuer(
             self._runs,
             WorkerStore(self._look_database),
+            self.worker_id,
             sweep_s=settings.sweep_s,
             lease_s=settings.lease_s,
             clock=clock,

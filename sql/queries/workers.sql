@@ -25,6 +25,6 @@ where $1::boolean or (w.stopped_at is null and w.seen_at > db_now() - interval '
 order by w.started_at desc
 limit 200
 
--- name: ping
--- Is the database there?
-select 1
+-- name: look
+-- Is the database there, and does it take what owners write? Its clock.
+update workers set seen_at = db_now() where id = $1 returning seen_at as now

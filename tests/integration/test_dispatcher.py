@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from tests.chaos.proxy import Proxy
@@ -136,6 +137,34 @@ async def test_what_was_claimed_by_a_commit_whose_answer_was_lost_begins_once(st
             await dispatching
         finally:
             await database.close()
+
+
+async def test_a_claim_that_the_server_finishes_after_its_connection_broke_begins_too(stage, make, runner):
+    run_id = await stage.queued()
+    async with Proxy(stage.url) as proxy:
+        database = ClockedDatabase(proxy.url, stage.clock, size=2, answer_s=5)
+        dispatcher, stop = make(2, stage.store(database)), asyncio.Event()
+        holder = await asyncpg.connect(stage.url)
+        try:
+            await holder.execute("begin; select from base_languages for no key update")
+            dispatching = asyncio.create_task(dispatcher.run(stop))
+            await until(lambda: _waits_for_a_lock(stage), "the claim waits")
+            proxy.cut()
+            await until(lambda: dispatcher._unheard and not dispatcher._asked, "it seems to have taken nothing")
+            await holder.execute("commit")
+            await until(lambda: [run.id for run in runner.begun] == [run_id], "it is begun all the same")
+            stop.set()
+            await dispatching
+        finally:
+            await holder.close()
+            await database.close()
+
+
+async def _waits_for_a_lock(stage: Stage) -> bool:
+    row = await stage.database.fetch_row(
+        "select count(*) as n from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    return row is not None and row["n"] > 0
 
 
 async def test_a_caller_that_goes_away_in_the_middle_leaves_no_claim_behind(stage, make, runner, monkeypatch):

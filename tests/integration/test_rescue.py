@@ -43,6 +43,7 @@ def rescuer_of(stage: Stage, own: OwnTime, workers: WorkerStore | None = None) -
     return Rescuer(
         stage.runs,
         workers or WorkerStore(stage.database),
+        "w9",
         sweep_s=15,
         lease_s=LEASE_S,
         clock=own.clock(),
@@ -214,6 +215,36 @@ async def test_outage_begins_the_wait_again(stage: Stage) -> None:
             assert await looked_for_a_lease(rescuer, own)
         finally:
             await database.close()
+
+
+async def test_database_that_takes_no_writes_is_not_there(stage: Stage) -> None:
+    """Owners could not renew meanwhile: while another server takes over, or the last disk space is protected."""
+    own = OwnTime()
+    database = ClockedDatabase(stage.url, stage.clock, size=1)
+    rescuer = rescuer_of(stage, own, WorkerStore(database))
+    try:
+        assert await looked_for_a_lease(rescuer, own)
+        await database.execute("set default_transaction_read_only = on")
+        assert not await rescuer.look()
+        await database.execute("set default_transaction_read_only = off")
+        assert not await rescuer.look()
+        assert await looked_for_a_lease(rescuer, own)
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("step_s", [LEASE_S, -LEASE_S])
+async def test_step_of_the_databases_clock_begins_the_wait_again(stage: Stage, step_s: float) -> None:
+    own = OwnTime()
+    await WorkerStore(stage.database).sign_on("w9", "host", 1, "0", 1)
+    rescuer = rescuer_of(stage, own)
+    for _ in range(12):
+        seen = await rescuer.look()
+        own.now += LEASE_S / 10
+        stage.clock.advance(LEASE_S / 10)
+    assert seen
+    stage.clock.advance(step_s)
+    assert not await rescuer.look()
 
 
 async def test_sweep_moves_orphans_and_overdue_waits_and_leaves_the_rest(database_url: str) -> None:

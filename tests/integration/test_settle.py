@@ -12,10 +12,11 @@ import pytest
 from schemas.failures import FailureClass
 from schemas.status import Gate
 from tests.chaos.proxy import Proxy
+from tests.messages_support import until
 from tests.store_support import ClockedDatabase, Stage, stage_at, success
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Succeeded
 from worker.domain.run import Checkpoint, Progress, Request, RunInputs
-from worker.errors import DatabaseAway, RunLost
+from worker.errors import DatabaseAway, DatabaseRefused, RunLost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +48,56 @@ async def test_same_move_settled_twice_has_happened_once(stage: Stage, outcome: 
     assert first is not None
     assert first == again
     assert len(await stage.history(run.id)) == 3
+
+
+async def test_a_repeat_that_waited_for_its_own_first_sending_has_succeeded(stage: Stage) -> None:
+    """The connection breaks while the statement waits for a lock; the server goes on with it."""
+    run = await stage.running()
+    move = stage.runs.moves.after(run, success())
+    async with Proxy(stage.url) as proxy:
+        database = ClockedDatabase(proxy.url, stage.clock, size=1, answer_s=10)
+        holder = await asyncpg.connect(stage.url)
+        try:
+            await holder.execute("begin; select from base_languages for no key update")
+            sending = asyncio.create_task(stage.store(database).settle(move))
+            await until(lambda: _waiting_for_a_lock(stage, 1), "the first sending waits")
+            proxy.cut()
+            with pytest.raises(DatabaseAway):
+                await sending
+            again = asyncio.create_task(stage.runs.settle(move))
+            await until(lambda: _waiting_for_a_lock(stage, 2), "its repeat waits behind it")
+            await holder.execute("commit")
+            settled = await again
+            assert settled is not None
+            assert settled.status == 4
+        finally:
+            await holder.close()
+            await database.close()
+
+
+async def _waiting_for_a_lock(stage: Stage, sessions: int) -> bool:
+    row = await stage.database.fetch_row(
+        "select count(*) as n from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    return row is not None and row["n"] >= sessions
+
+
+async def test_what_is_wrong_with_one_end_harms_no_other(stage: Stage) -> None:
+    runs = [await stage.running(f"w{n}") for n in range(4)]
+    moves = [stage.runs.moves.after(run, success(f"runs/{run.id}/1/export")) for run in runs]
+    moves[0].fields["figures"] = {"wer_custom": float("nan")}
+    ends = await asyncio.gather(*(stage.runs.settle(move) for move in moves), return_exceptions=True)
+    assert isinstance(ends[0], DatabaseRefused)
+    assert [(await stage.row(run.id))["status"] for run in runs] == [3, 4, 4, 4]
+
+
+async def test_a_trainers_last_output_may_hold_what_postgres_cannot_keep(stage: Stage) -> None:
+    run = await stage.running()
+    nul = Failed(FailureClass.OUT_OF_MEMORY, "killed_for_memory", "No memory.", "last output: \0\0 Killed, \\u0000")
+    assert await stage.settled(run, nul) is not None
+    row = await stage.row(run.id)
+    assert row["failure_class"] == "out_of_memory"
+    assert row["failure_detail"].startswith("last output: \ufffd\ufffd Killed")
 
 
 async def test_another_id_after_the_end_is_a_lost_run(stage: Stage) -> None:

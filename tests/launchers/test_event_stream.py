@@ -9,6 +9,22 @@ async def drained(stream: EventStream):
     return [event async for event in stream.events()]
 
 
+def test_what_is_no_number_is_a_gap_in_its_curve_and_no_garbage():
+    stream = EventStream()
+    for value in ("NaN", "Infinity", "-Infinity", "null"):
+        stream.push(b'{"event":"metric","name":"loss","value":%s,"steps_done":3}\n' % value.encode())
+    stream.push(b'{"event":"progress","percent":1,"eta_s":Infinity,"audio_s":NaN}\n')
+    *points, progress = stream._waiting
+    assert [point.value for point in points] == [None] * 4
+    assert (progress.eta_s, progress.audio_s, stream.garbage_lines) == (None, None, 0)
+
+
+def test_steps_that_no_row_could_hold_are_garbage():
+    stream = EventStream()
+    stream.push(b'{"event":"metric","name":"loss","value":0.0,"steps_done":2147483648}\n')
+    assert (stream.garbage_lines, len(stream._waiting)) == (1, 0)
+
+
 async def test_events_cut_anywhere_arrive_whole():
     events = [Progress(percent=1), Metric(name="ü", value=2), Result(figures={"a": "ö"})]
     stream = EventStream()

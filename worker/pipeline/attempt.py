@@ -10,7 +10,11 @@ from schemas.status import Phase
 from worker.domain.run import ClaimedRun, Fence, Progress
 from worker.launchers.interface import Handle
 
-_CURVE_POINTS: Final = 200
+CURVES: Final = 16
+"""Of a recipe that measures more, such as a norm for each layer, the first so many are shown."""
+CURVE_POINTS: Final = 64
+"""Of each: a run's row is written every second."""
+_LONGEST_ETA_S: Final = 10 * 365 * 86_400.0
 
 
 class Ending(StrEnum):
@@ -69,7 +73,7 @@ class Attempt:
         self._ending_changed = asyncio.Event()
         self._unwritten = True
         self._figures: dict[str, float] = {}
-        self._curve: list[tuple[int, str, float]] = []
+        self._curves: dict[str, list[tuple[int, float]]] = {}
 
     @property
     def fence(self) -> Fence:
@@ -131,7 +135,7 @@ class Attempt:
     def advance(self, percent: float, eta_s: float | None = None) -> None:
         """The phase is so far, 0 to 100."""
         self.percent = min(100.0, max(0.0, percent))
-        self.eta_s = eta_s
+        self.eta_s = eta_s if eta_s is not None and 0 <= eta_s <= _LONGEST_ETA_S else None
         self.sign_of_progress()
 
     def audio_since(self, audio_s: float) -> float:
@@ -139,21 +143,23 @@ class Attempt:
         before, self._audio_s = self._audio_s, audio_s
         return 0.0 if before is None else max(0.0, audio_s - before)
 
-    def note_figure(self, name: str, value: float, steps_done: int | None) -> None:
-        """A point of a curve; of long curves every second point is kept."""
+    def note_figure(self, name: str, value: float | None, steps_done: int | None) -> None:
+        """A point of a curve; of a long one every second point is kept. None: it is no number."""
+        self.sign_of_progress()
+        if value is None or (name not in self._figures and len(self._figures) >= CURVES):
+            return
         self._figures[name] = value
         if steps_done is not None:
-            self._curve.append((steps_done, name, value))
-            if len(self._curve) > _CURVE_POINTS:
-                # every second point of each curve: interleaved ones would lose one of them whole
-                of_each = [[point for point in self._curve if point[1] == each][::2] for each in self._figures]
-                self._curve = sorted(point for points in of_each for point in points)
-        self.sign_of_progress()
+            curve = self._curves.setdefault(name, [])
+            curve.append((steps_done, value))
+            if len(curve) > CURVE_POINTS:
+                del curve[1::2]
 
     def unwritten_progress(self) -> Progress | None:
         """What is worth writing since the last time, if anything is."""
         if not self._unwritten:
             return None
         self._unwritten = False
-        live: dict[str, Any] = {"figures": self._figures, "curve": self._curve}
+        points = sorted((steps, name, value) for name, curve in self._curves.items() for steps, value in curve)
+        live: dict[str, Any] = {"figures": self._figures, "curve": points}
         return Progress(self.fence, self.phase.value, self.percent, self.eta_s, live)

@@ -8,8 +8,8 @@ import structlog
 
 from schemas.status import Phase
 from worker.clock import Clock
-from worker.domain.run import Fence
-from worker.errors import DatabaseAway
+from worker.domain.run import Fence, Progress
+from worker.errors import DatabaseAway, DatabaseRefused
 from worker.metrics import Metrics
 from worker.pipeline.attempt import Attempt, Ending
 from worker.store.runs import RunStore
@@ -85,7 +85,8 @@ class Heartbeat:
                 fences = [attempt.fence for attempt in held]
                 renewed = await self._runs.renew(self._worker_id, fences, self._lease_s) if fences else {}
                 drain = await self._workers.sign_of_life(self._worker_id)
-        except (DatabaseAway, TimeoutError) as error:
+        except (DatabaseAway, DatabaseRefused, TimeoutError) as error:
+            # Refused or away, the beat goes on: without it trainers would be paused before a hand-over's checkpoint.
             self._metrics.renewals.labels("unanswered").inc()
             self._metrics.database_up.set(0)
             _log.warning("leases not renewed", error=str(error), held=len(held))
@@ -132,7 +133,17 @@ class ProgressWriter:
             notes = [note for attempt in attempts if (note := attempt.unwritten_progress()) is not None]
             if notes:
                 with contextlib.suppress(DatabaseAway):
-                    await self._runs.record_progress(notes)
+                    await self._write(notes)
+
+    async def _write(self, notes: list[Progress]) -> None:
+        try:
+            await self._runs.record_progress(notes)
+        except DatabaseRefused as error:
+            if len(notes) == 1:
+                _log.warning("progress refused", run=str(notes[0].fence.run_id), error=str(error))
+                return
+            for note in notes:  # what is wrong with one run's progress is no other's affair
+                await self._write([note])
 
     def _show(self, attempts: list[Attempt], now: float) -> None:
         self._metrics.stale_s.set(max((now - attempt.progress_at for attempt in attempts), default=0.0))

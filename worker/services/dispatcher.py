@@ -53,8 +53,9 @@ class Dispatcher:
         self._taking_in: set[asyncio.Task[list[bool]]] = set()
         self._asked: dict[Claim, float] = {}
         """Claims that hold slots until their answer is known, with the monotonic second they were sent."""
-        self._unheard: set[Claim] = set()
-        """Those whose answer was lost."""
+        self._unheard: dict[Claim, float] = {}
+        """Those whose answer was lost, with the same; kept for a lease."""
+        self._next_hearing = 0.0
         self._stopping = False
         metrics.slots.set(slots)
 
@@ -73,6 +74,7 @@ class Dispatcher:
                     await self._rest(stopped)
             self._stopping = True
             await asyncio.gather(*self._taking_in, return_exceptions=True)
+            self._next_hearing = 0.0
             await self._hear(stopped)
         finally:
             stopped.cancel()
@@ -86,7 +88,7 @@ class Dispatcher:
             DatabaseAway: what was claimed is found and begun later; registering again is harmless.
             DatabaseRefused: nothing has happened.
         """
-        if self._stopping or not self._free():
+        if self._stopping or self._free() <= 0:
             made = await self._runs.register(requests)
             self.ring()
             return made
@@ -99,7 +101,7 @@ class Dispatcher:
         try:
             made, claimed = await self._runs.register_and_claim(requests, claim)
         except DatabaseAway:
-            self._unheard.add(claim)
+            self._lose(claim)
             self.ring()
             raise
         except DatabaseRefused:
@@ -136,7 +138,7 @@ class Dispatcher:
                 claimed = await self._runs.claim(claim)
         except DatabaseAway as error:
             _log.warning("claim unanswered: database away", error=str(error))
-            self._unheard.add(claim)
+            self._lose(claim)
             return True
         except DatabaseRefused:
             _log.exception("the database refused a claim")
@@ -144,10 +146,24 @@ class Dispatcher:
         return bool(claimed) and len(claimed) == len(claim.transition_ids) and self._free() > 0
 
     async def _hear(self, stopped: asyncio.Task[bool]) -> None:
-        """Begin what claims took whose answers were lost. Forgotten, such a run would wait for its lease to die."""
-        for claim in tuple(self._unheard):
-            self._begin(claim, await self._claimed_unheard(claim, stopped))
-            self._unheard.discard(claim)
+        """Begin what claims took whose answers were lost. Forgotten, such a run would wait for its lease to die.
+
+        A server may go on with a claim whose connection broke: what seems to have taken nothing is asked about again
+        now and then, while its slots are free for other runs. Found later, a run begins in a slot too many.
+        """
+        now = self._clock.monotonic()
+        if not self._unheard or now < self._next_hearing:
+            return
+        self._next_hearing = now + self._poll_s
+        for claim, sent_at in tuple(self._unheard.items()):
+            claimed = await self._claimed_unheard(claim, stopped)
+            self._begin(claim, claimed)
+            if claimed or now - sent_at > self._lease_s:
+                del self._unheard[claim]
+
+    def _lose(self, claim: Claim) -> None:
+        self._unheard[claim] = self._asked[claim]
+        self._next_hearing = 0.0
 
     async def _claimed_unheard(self, claim: Claim, stopped: asyncio.Task[bool]) -> list[ClaimedRun]:
         asking = asyncio.create_task(
@@ -167,7 +183,7 @@ class Dispatcher:
 
     def _begin(self, claim: Claim, claimed: Sequence[ClaimedRun]) -> None:
         """Start what a claim took; the leases count from when it was sent."""
-        sent_at = self._asked.pop(claim)
+        sent_at = self._asked.pop(claim) if claim in self._asked else self._unheard[claim]
         for run in claimed:
             task = asyncio.create_task(self._runner.run(run, sent_at), name=f"run {run.fence}")
             self._under_way.add(task)

@@ -17,7 +17,7 @@ from pamqp.commands import Basic
 
 from schemas.messages import EVENT_NAMES, EXCHANGE, REQUEST_ROUTING_KEY, REQUEST_TYPE, RunMoved, RunRequested
 from worker.broker import Backoff, pause, stay_connected
-from worker.errors import BrokerAway, DatabaseAway
+from worker.errors import BrokerAway, DatabaseAway, DatabaseRefused
 from worker.intake.topology import Declare
 from worker.metrics import Metrics
 from worker.publisher import CONFIRM_S, PERSISTENT, Outgoing, Publisher, Refusal
@@ -99,7 +99,7 @@ class Relay:
             try:
                 told = await self._one_batch(publisher)
                 pauses.reset()
-            except DatabaseAway as error:
+            except (DatabaseAway, DatabaseRefused) as error:
                 wait_s = pauses.next_s()
                 _log.warning("relay_waits_for_database", error=str(error), again_in_s=round(wait_s, 2))
                 await pause(self._stop, wait_s)

@@ -1,6 +1,7 @@
 """Dead leases find a new owner, and runs that waited too long an end."""
 
 import asyncio
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -19,10 +20,12 @@ _log = structlog.get_logger(__name__)
 class Rescuer:
     """Sweeps for dead leases, but only after it has itself seen the database without a gap for one whole lease.
 
-    After an outage, or after this process was frozen, owners thus renew first: an outage changes no attempt number.
+    After an outage, a step of the database's clock, or after this process was frozen, owners thus renew first: none of
+    these changes an attempt number.
 
     Args:
         workers: for the look at the database.
+        worker_id: this process.
         sweep_s: seconds between sweeps.
         lease_s: seconds a lease lasts; no gap in the looks may be longer than a quarter of it.
     """
@@ -31,6 +34,7 @@ class Rescuer:
         self,
         runs: RunStore,
         workers: WorkerStore,
+        worker_id: str,
         *,
         sweep_s: float,
         lease_s: float,
@@ -39,6 +43,7 @@ class Rescuer:
     ) -> None:
         self._runs = runs
         self._workers = workers
+        self._worker_id = worker_id
         self._look_s = min(sweep_s, lease_s / 10)
         self._sweep_s = sweep_s
         self._lease_s = lease_s
@@ -46,6 +51,8 @@ class Rescuer:
         self._metrics = metrics
         self._seen_since: float | None = None
         self._seen_at = clock.monotonic()
+        self._clocks_differ_s: float | None = None
+        """The database's clock less our own, at the last look."""
 
     async def run(self) -> None:
         """Look and sweep until cancelled."""
@@ -58,18 +65,26 @@ class Rescuer:
                 await self.sweep()
 
     async def look(self) -> bool:
-        """Look at the database; whether it has been there for a whole lease."""
+        """Look at the database; whether it has been there, and its clock gone on evenly, for a whole lease."""
         sent_at = self._clock.monotonic()
         try:
             async with asyncio.timeout(self._lease_s / 4):
-                await self._workers.ping()
+                now = await self._workers.look(self._worker_id)
         except (DatabaseAway, DatabaseRefused, TimeoutError):
             self._seen_since = None
             return False
-        if self._seen_since is None or sent_at - self._seen_at > self._lease_s / 4:
-            self._seen_since = sent_at  # the first look, or one after a gap: of the database or of ourselves
+        gap = sent_at - self._seen_at > self._lease_s / 4
         self._seen_at = self._clock.monotonic()
+        if self._seen_since is None or gap or self._clock_stepped(now):
+            self._seen_since = sent_at  # the first look, or one after a gap: of the database or of ourselves
         return self._seen_at - self._seen_since >= self._lease_s
+
+    def _clock_stepped(self, now: datetime | None) -> bool:
+        """Whether leases look dead only because the database's clock was set, or another server took over."""
+        if now is None:
+            return False
+        before, self._clocks_differ_s = self._clocks_differ_s, now.timestamp() - self._seen_at
+        return before is not None and abs(self._clocks_differ_s - before) > self._lease_s / 4
 
     async def sweep(self) -> int:
         """Settle dead leases and overdue waits; how many were moved."""

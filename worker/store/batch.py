@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from worker.errors import DatabaseRefused
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -43,7 +45,8 @@ class Batch(Generic[T, R]):
         """Run one item, together with whoever else is here.
 
         Raises:
-            WorkerError: what the statement raised, the same for all who shared it.
+            DatabaseRefused: this item was refused, alone: what is wrong with one harms no other.
+            WorkerError: what else the statement raised, the same for all who shared it.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
@@ -82,6 +85,10 @@ class Batch(Generic[T, R]):
         try:
             results = await self._run([item for item, _ in taken])
         except BaseException as error:
+            if isinstance(error, DatabaseRefused) and len(taken) > 1:
+                for one in taken:
+                    await self._one([one])
+                return
             for _, answer in taken:
                 if not answer.done():
                     answer.set_exception(error if isinstance(error, Exception) else ConnectionError("shutting down"))

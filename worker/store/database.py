@@ -24,6 +24,9 @@ _AWAY = (
     asyncpg.InsufficientResourcesError,  # too many connections, disk full: it passes or somebody mends it
     asyncpg.DeadlockDetectedError,  # ids make every statement of ours safe to repeat
     asyncpg.SerializationError,
+    asyncpg.ReadOnlySQLTransactionError,  # a server that is being replaced, or protects its last disk space
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InternalServerError,
 )
 
@@ -54,8 +57,17 @@ async def _leave_as_it_is(_: asyncpg.Connection) -> None:
     """Nothing of ours changes its session: a statement that resets it would be a second trip for every first."""
 
 
+def _as_json(value: object) -> str:
+    """JSON that Postgres takes. A character that it cannot keep, as in a trainer's last output, becomes U+FFFD.
+
+    Raises:
+        ValueError: a number is none; the statement is refused.
+    """
+    return json.dumps(value, allow_nan=False).replace("\\u0000", "\\ufffd")
+
+
 async def _prepare(connection: asyncpg.Connection) -> None:
-    await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+    await connection.set_type_codec("jsonb", encoder=_as_json, decoder=json.loads, schema="pg_catalog")
 
 
 class Database:

@@ -239,14 +239,21 @@ class RunStore:
         return await self._settling(move)
 
     async def _settle(self, moves: list[Move]) -> list[Settled | None]:
+        settled = await self._moved(moves)
+        # The first sending of a move may still have been at work when its connection broke: a repeat waits for it,
+        # and yet sees the history as it was before.
+        unmoved = [move for move in moves if move.transition_id not in settled]
+        if unmoved:
+            settled |= await self._moved(unmoved)
+        return [settled.get(move.transition_id) for move in moves]
+
+    async def _moved(self, moves: list[Move]) -> dict[UUID, Settled]:
         rows = await self._database.fetch(_Q["settle_runs"], [move.row() for move in moves])
-        by_id = {row["transition_id"]: row for row in rows}
-        return [
-            None
-            if by_id[move.transition_id]["status"] is None
-            else Settled(TrainingStatus(by_id[move.transition_id]["status"]), by_id[move.transition_id]["sequence"])
-            for move in moves
-        ]
+        return {
+            row["transition_id"]: Settled(TrainingStatus(row["status"]), row["sequence"])
+            for row in rows
+            if row["status"] is not None
+        }
 
     async def orphans(self, most: int) -> list[Orphan]:
         """Runs whose lease has died, the longest dead first."""

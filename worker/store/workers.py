@@ -1,6 +1,7 @@
 """Workers: who works, who was asked to drain."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from worker.store.database import Database, Record, queries
@@ -35,10 +36,11 @@ class WorkerStore:
         """Who works, the newest first."""
         return await self._database.fetch(_Q["list_workers"], everybody)
 
-    async def ping(self) -> None:
-        """Is the database there?
+    async def look(self, worker_id: str) -> datetime | None:
+        """Is the database there, and does it take what owners write? Its clock; None: it does not know this worker.
 
         Raises:
             DatabaseAway: no.
         """
-        await self._database.fetch_row(_Q["ping"])
+        row = await self._database.fetch_row(_Q["look"], worker_id)
+        return None if row is None else row["now"]
