@@ -143,13 +143,18 @@ async def test_scratch_of_attempts_that_are_over_goes_and_no_other(
     over = await stage.queued()
     stranger = uuid.uuid4()
     folders = {
-        name: tmp_path / "scratch" / str(run_id) / attempt
-        for name, run_id, attempt in (
-            ("under way", run.id, "1"),
-            ("earlier attempt", run.id, "0"),
-            ("over", over, "1"),
-            ("just made", over, "2"),
-            ("of another database", stranger, "1"),
+        name: tmp_path / "scratch" / folder
+        for name, folder in (
+            ("under way", f"attempts/{run.id}/1"),
+            ("earlier attempt", f"attempts/{run.id}/0"),
+            ("over", f"attempts/{over}/1"),
+            ("just made", f"attempts/{over}/2"),
+            ("of another database", f"attempts/{stranger}/1"),
+            ("step under way", f"steps/{run.id}-1-train"),
+            ("step of an earlier attempt", f"steps/{run.id}-0-train"),
+            ("step that is over", f"steps/{over}-1-prepare"),
+            ("step of another database", f"steps/{stranger}-1-train"),
+            ("no step", "steps/a-b-c"),
         )
     }
     for name, folder in folders.items():
@@ -157,9 +162,9 @@ async def test_scratch_of_attempts_that_are_over_goes_and_no_other(
         (folder / "audio.i16").write_bytes(b"x")
         if name != "just made":
             os.utime(folder, (1, 1))
-    assert await janitor.sweep() == Swept(scratch=2)
+    assert await janitor.sweep() == Swept(scratch=4)
     assert {name for name, folder in folders.items() if folder.exists()} == {
-        "under way", "just made", "of another database",
+        "under way", "just made", "of another database", "step under way", "step of another database", "no step",
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from worker.store.janitor import JanitorStore
 
 _AT_ONCE: Final = 50
 _PARTIAL_S: Final = 86_400.0
+_STEPS: Final = "steps"
 _log = structlog.get_logger(__name__)
 
 
@@ -45,7 +46,7 @@ class Swept:
     outputs: int = 0
     checkpoints: int = 0
     scratch: int = 0
-    """Folders of attempts that ended without clearing up: their worker was killed."""
+    """Folders of attempts and steps that ended without clearing up: their worker was killed."""
     cache_bytes: int = 0
 
 
@@ -55,7 +56,8 @@ class Janitor:
     Args:
         store: which bytes are spent.
         storage: where they lie.
-        scratch: folder of this host's attempts, ``<run>/<attempt>``.
+        scratch: this host's working folder: attempts in ``attempts/<run>/<attempt>``, their trainers' homes in
+            ``steps/<run>-<attempt>-<step>``.
         retention: how long things stay.
         clock: the process's own time.
     """
@@ -117,10 +119,12 @@ class Janitor:
 def _attempts(scratch: Path, before: float) -> list[tuple[UUID, int, Path]]:
     """Run, attempt and folder of what has not been touched since `before`."""
     found = []
-    for folder in scratch.glob("*/*"):
+    for folder in (*scratch.glob("attempts/*/*"), *scratch.glob(f"{_STEPS}/*-*-*")):
+        of_step = folder.parent.name == _STEPS
+        run, attempt = folder.name.rsplit("-", 2)[:2] if of_step else (folder.parent.name, folder.name)
         try:
             if folder.is_dir() and folder.stat().st_mtime < before:
-                found.append((UUID(folder.parent.name), int(folder.name), folder))
+                found.append((UUID(run), int(attempt), folder))
         except (ValueError, OSError):
             continue  # not ours, or gone meanwhile
     return found
@@ -128,6 +132,8 @@ def _attempts(scratch: Path, before: float) -> list[tuple[UUID, int, Path]]:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.name == _STEPS:
+        return
     try:
         folder.parent.rmdir()
     except OSError:
