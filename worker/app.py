@@ -145,8 +145,7 @@ class App:
         amqp_url = settings.amqp_url.get_secret_value()
         self._relay = Relay(amqp_url, self._outbox, declare, self.metrics, tracing=self._tracing)
         self._intake = Intake(amqp_url, self._runs, self._dispatcher.take_in, self.metrics, tracing=self._tracing)
-        attempts = settings.scratch / "attempts"
-        self._janitor = Janitor(JanitorStore(self._database), self._storage, attempts, Retention(), clock)
+        self._janitor = Janitor(JanitorStore(self._database), self._storage, settings.scratch, Retention(), clock)
         self._health = HealthServer(
             self.metrics.registry, self._readiness, settings.observe_host, settings.observe_port
         )

@@ -144,7 +144,7 @@ create table training_runs (
     gate text check (gate in ('published', 'no_improvement', 'forgets', 'too_little_test_data')),
     log_address text,
     report_address text,
-    -- Set when the artifacts of a cancelled run are gone.
+    -- Set when the artifacts of a cancelled run are gone; of any other that is over, those that no row names.
     tidied_at timestamptz,
     -- W3C trace context of the request, so that one trace spans API, broker and worker.
     traceparent text,
@@ -169,6 +169,7 @@ create index training_runs_wait_until on training_runs (wait_until) where status
 -- What the sweep looks at: as small as the number of slots. Leases are not in it, so that renewing stays a HOT update.
 create index training_runs_running on training_runs (worker_id) where worker_id is not null;
 create index training_runs_untidied on training_runs (ended_at) where status = 1 and tidied_at is null;
+create index training_runs_unswept on training_runs (ended_at) where status in (4, 5) and tidied_at is null;
 create index training_runs_of_model on training_runs (custom_model_id, created_at desc, id);
 
 -- The history: append-only, one row a move.

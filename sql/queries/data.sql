@@ -17,8 +17,13 @@ where custom_model_id = $1 and id > $2
 order by id
 limit $3
 
+-- name: digests_of
+-- What some files of a model hold now.
+select id, sha256 from training_data where custom_model_id = $1 and id = any ($2::bigint[])
+
 -- name: set_verdicts
--- What a run found out about its files; only the owner of the attempt can say so.
+-- What a run found out about its files; only the owner of the attempt can say so. A file whose other half came meanwhile
+-- does not wait again.
 with owner as materialized (
     select r.custom_model_id from training_runs r where r.id = $1 and r.attempt = $2 and r.status = 3 for share
 )
@@ -29,3 +34,4 @@ from owner o,
     unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::double precision[])
         as v (id, verdict, reason_code, reason, duration_s)
 where d.id = v.id and d.custom_model_id = o.custom_model_id
+    and (v.verdict <> 'waiting_for_pair' or d.verdict = 'waiting_for_pair')

@@ -32,6 +32,28 @@ delete from run_checkpoints c
 using unnest($1::uuid[], $2::int[], $3::int[]) as g (run_id, attempt, steps_done)
 where c.run_id = g.run_id and c.attempt = g.attempt and c.steps_done = g.steps_done
 
+-- name: unswept_runs
+-- Runs that are over and whose folders nobody has looked through, with all in there that a row names. Not while a run of
+-- the model is under way: it may read what an earlier one made under a name that is another's now.
+select r.id, array_remove(array(
+    select regexp_replace(f.file, '/[^/]*$', '') from (values (r.inputs ->> 'manifest'), (r.report_address)) as f (file)
+    union all select r.log_address
+    union all select v.address from model_versions v where v.run_id = r.id
+    union all select c.address from run_checkpoints c where c.run_id = r.id
+    union all select s.address from step_outputs s
+        where s.organization_id = r.organization_id and starts_with(s.address, 'runs/' || r.id || '/')
+), null) as named
+from training_runs r
+where r.status in (4, 5) and r.tidied_at is null and r.ended_at < db_now() - $1::double precision * interval '1 second'
+    and not exists (select from training_runs a where a.custom_model_id = r.custom_model_id and a.ended_at is null)
+order by r.ended_at
+limit $2
+for no key update of r skip locked
+
+-- name: mark_swept
+-- Only what a row names is left of them.
+update training_runs set tidied_at = db_now() where id = any ($1::uuid[])
+
 -- name: attempts_under_way
 -- Which of these runs are running, and in which attempt; runs unknown here are not in the answer.
 select r.id, case when r.status = 3 then r.attempt end as attempt from training_runs r where r.id = any ($1::uuid[])

@@ -13,7 +13,7 @@ from schemas.failures import FailureClass
 from tests.store_support import Stage, stage_at, success
 from worker.clock import Clock
 from worker.domain.outcome import Failed
-from worker.domain.run import Checkpoint
+from worker.domain.run import Checkpoint, Request, RunInputs
 from worker.errors import StorageAway
 from worker.services.janitor import Janitor, Retention, Swept
 from worker.storage import FileStorage
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from worker.domain.run import ClaimedRun
 
 DAY = 86_400.0
+INPUTS = RunInputs(
+    manifest="m", manifest_sha256="0", rows=1, base_language_id=1, base_key="en", base_weights="/base",
+    base_version="1", recipe="whisper", recipe_version="1", seed=1,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -119,6 +123,45 @@ async def test_a_failed_run_keeps_its_log_and_its_dataset_until_that_is_long_unu
     assert await kept(storage, run) == {"log.txt"}
 
 
+@pytest.mark.parametrize("published", [True, False])
+async def test_what_was_stored_and_never_registered_goes_once_the_run_is_over(
+    stage: Stage, storage: FileStorage, janitor: Janitor, *, published: bool
+) -> None:
+    run = await left_behind(stage, storage)
+    prefix = f"runs/{run.id}/{run.attempt}"
+    inputs = INPUTS.model_copy(update={"manifest": f"{prefix}/load/manifest.jsonl"})
+    await stage.runs.fix_inputs(run.fence, inputs)
+    unnamed = ("checkpoints/00000150/state", "export2/file", "train/half")
+    for name in (*unnamed, "load/manifest.jsonl", "load/verdicts.jsonl"):
+        await storage.put_bytes(f"{prefix}/{name}", b"x")
+    failed = Failed(FailureClass.DATA, "too_little_usable_audio", "Too little.")
+    await stage.settled(run, success(f"{prefix}/export") if published else failed)
+    stage.clock.advance(3_000)
+    assert await janitor.sweep() == Swept()
+    stage.clock.advance(601)
+    swept = await janitor.sweep()
+    assert swept == Swept(outputs=3, checkpoints=2, unnamed=2)  # the third lay in a folder that went
+    stays = {"load/manifest.jsonl", "load/verdicts.jsonl", "prepare/file", "log.txt"}
+    assert await kept(storage, run) == (stays | {"export/file"} if published else stays)
+    assert await janitor.sweep() == Swept()
+
+
+async def test_the_bytes_of_an_earlier_run_stay_while_the_model_trains_again(
+    stage: Stage, storage: FileStorage, janitor: Janitor
+) -> None:
+    run = await stage.running()
+    await storage.put_bytes(f"runs/{run.id}/1/prepare/file", b"x")
+    await stage.settled(run, success())
+    request = Request(uuid.uuid4(), run.custom_model_id, run.organization_id, stage.clock.now)
+    assert await stage.runs.register([request]) == [True]
+    stage.clock.advance(3_601)
+    assert await janitor.sweep() == Swept()
+    [again] = await stage.claim("w1", 1)
+    assert await janitor.sweep() == Swept()
+    await stage.settled(again, Failed(FailureClass.DATA, "too_little_usable_audio", "Too little."))
+    assert await janitor.sweep() == Swept(unnamed=1)
+
+
 async def test_rows_outlive_a_storage_that_is_away_so_that_nothing_is_forgotten(
     stage: Stage, storage: FileStorage, janitor: Janitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,13 +186,18 @@ async def test_scratch_of_attempts_that_are_over_goes_and_no_other(
     over = await stage.queued()
     stranger = uuid.uuid4()
     folders = {
-        name: tmp_path / "scratch" / str(run_id) / attempt
-        for name, run_id, attempt in (
-            ("under way", run.id, "1"),
-            ("earlier attempt", run.id, "0"),
-            ("over", over, "1"),
-            ("just made", over, "2"),
-            ("of another database", stranger, "1"),
+        name: tmp_path / "scratch" / folder
+        for name, folder in (
+            ("under way", f"attempts/{run.id}/1"),
+            ("earlier attempt", f"attempts/{run.id}/0"),
+            ("over", f"attempts/{over}/1"),
+            ("just made", f"attempts/{over}/2"),
+            ("of another database", f"attempts/{stranger}/1"),
+            ("step under way", f"steps/{run.id}-1-train"),
+            ("step of an earlier attempt", f"steps/{run.id}-0-train"),
+            ("step that is over", f"steps/{over}-1-prepare"),
+            ("step of another database", f"steps/{stranger}-1-train"),
+            ("no step", "steps/a-b-c"),
         )
     }
     for name, folder in folders.items():
@@ -157,9 +205,9 @@ async def test_scratch_of_attempts_that_are_over_goes_and_no_other(
         (folder / "audio.i16").write_bytes(b"x")
         if name != "just made":
             os.utime(folder, (1, 1))
-    assert await janitor.sweep() == Swept(scratch=2)
+    assert await janitor.sweep() == Swept(scratch=4)
     assert {name for name, folder in folders.items() if folder.exists()} == {
-        "under way", "just made", "of another database",
+        "under way", "just made", "of another database", "step under way", "step of another database", "no step",
     }  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import TypeAdapter
 
 from schemas.steps import ManifestRow, Verdict
 from tests.store_support import Stage, stage_at
@@ -14,10 +16,14 @@ from worker.pipeline.importer import import_data
 from worker.pipeline.load import ManifestLimits, build_manifest
 from worker.pipeline.report import merge_verdicts
 from worker.storage import FileStorage
+from worker.store import api_data
+from worker.store import data as data_module
 from worker.store.data import DataStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from worker.domain.run import ClaimedRun
 
 DEMO = Path(__file__).parents[2] / "deploy/demo/data"
 
@@ -97,7 +103,8 @@ async def test_verdicts_return_to_their_files_and_only_the_owner_may_write_them(
         for row in rows
     ]
     report = merge_verdicts(manifest.verdicts, prepared)
-    await data.set_verdicts(run.fence, report.items)
+    digests = TypeAdapter(dict[int, str]).validate_json(manifest.digests_path.read_bytes())
+    await data.set_verdicts(run.fence, run.custom_model_id, report.items, digests)
 
     async def shown() -> dict[str, tuple[str, str | None, float | None]]:
         found = await stage.database.fetch("select name, verdict, reason_code, duration_s from training_data")
@@ -114,5 +121,75 @@ async def test_verdicts_return_to_their_files_and_only_the_owner_may_write_them(
         for verdict in report.items
     ]
     late = run.fence.__class__(run.id, run.attempt - 1)
-    await data.set_verdicts(late, refused)
+    await data.set_verdicts(late, run.custom_model_id, refused, digests)
     assert await shown() == expected
+
+
+async def _file(data: DataStore, run: ClaimedRun, name: str, sha256: str = "a" * 64) -> int:
+    kind = "audio" if name.endswith(".wav") else "transcript"
+    return await data.add(
+        run.custom_model_id, run.organization_id, name=name, stem=name[:-4], kind=kind, size=1, sha256=sha256,
+        address=f"organizations/1/{name}", duration_s=2.0, verdict="accepted",
+    )  # fmt: skip
+
+
+def _silent(*data_ids: int) -> Verdict:
+    return Verdict(
+        data_ids=list(data_ids), file="f", verdict="rejected", reason_code="silent", reason="No.", duration_s=2.0
+    )
+
+
+async def _verdicts(stage: Stage) -> dict[str, str]:
+    rows = await stage.database.fetch("select name, verdict from training_data order by name")
+    return {row["name"]: row["verdict"] for row in rows}
+
+
+async def _somebody_waits(stage: Stage) -> None:
+    while not await stage.database.fetch(
+        "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    ):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_file_that_was_replaced_while_it_was_judged_keeps_its_own_verdict(stage: Stage) -> None:
+    data, run = DataStore(stage.database), await stage.running()
+    names = [f"{stem}{suffix}" for stem in "abc" for suffix in (".wav", ".txt")]
+    ids = {name: await _file(data, run, name) for name in names}
+    alone = await _file(data, run, "d.wav")
+    digests = dict.fromkeys((*ids.values(), alone), "a" * 64)
+    await _file(data, run, "a.wav", "b" * 64)
+    await _file(data, run, "b.txt", "b" * 64)
+    verdicts = [_silent(ids[f"{stem}.wav"], ids[f"{stem}.txt"]) for stem in "abc"]
+    waiting = Verdict(data_ids=[alone], file="d.wav", verdict="waiting_for_pair", reason_code="waiting_for_pair")
+    await data.set_verdicts(run.fence, run.custom_model_id, [*verdicts, waiting], digests)
+    judged = await _verdicts(stage)
+    assert {name for name, verdict in judged.items() if verdict == "rejected"} == {"c.wav"}
+    assert judged["d.wav"] == "accepted"  # its words came meanwhile
+
+
+async def test_verdicts_and_an_upload_of_half_a_pair_wait_for_each_other_in_one_order(stage: Stage) -> None:
+    data, run = DataStore(stage.database), await stage.running()
+    audio, words = await _file(data, run, "f.wav"), await _file(data, run, "f.txt")
+    async with stage.database.transaction() as upload:
+        await api_data.hold(upload, run.custom_model_id)
+        await upload.execute("update training_data set bytes = 2 where id = $1", words)
+        verdicts = [_silent(audio), _silent(words)]
+        judging = asyncio.create_task(data.set_verdicts(run.fence, run.custom_model_id, verdicts, {}))
+        await _somebody_waits(stage)
+        await api_data.recheck(upload, run.custom_model_id, {"f"}, (), changed=True)
+    await judging
+    assert await _verdicts(stage) == {"f.txt": "rejected", "f.wav": "rejected"}
+
+
+async def test_verdicts_are_written_a_page_at_a_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "_PAGE", 1)
+    data, run = DataStore(stage.database), await stage.running()
+    ids = [await _file(data, run, name) for name in ("f.wav", "g.wav")]
+    async with stage.database.transaction() as other:
+        await other.fetch("select from training_data where id = $1 for update", ids[1])
+        verdicts = [_silent(item) for item in ids]
+        judging = asyncio.create_task(data.set_verdicts(run.fence, run.custom_model_id, verdicts, {}))
+        await _somebody_waits(stage)
+        assert await _verdicts(stage) == {"f.wav": "rejected", "g.wav": "accepted"}
+    await judging
+    assert await _verdicts(stage) == {"f.wav": "rejected", "g.wav": "rejected"}

@@ -74,6 +74,8 @@ class RunInputs(Wire):
     general_set: str | None = None
     load_verdicts: str | None = None
     """Storage key of the verdicts known without decoding (JSON lines of ``schemas.steps.Verdict``)."""
+    digests: str | None = None
+    """Storage key of what the judged files held: SHA-256 by id; a file may be replaced while it is judged."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ async def build_manifest(
         named = await _from_manifests(known, audio, storage, writer, limits, moved)
         transcripts = [item for item in known if item.kind == "transcript"]
         await _from_pairs(audio, named, transcripts, storage, writer, limits, moved)
-        return await asyncio.to_thread(writer.finished)
+        return await asyncio.to_thread(writer.finished, {item.id: item.sha256 for item in known})
 
 
 async def _sorted(items: AsyncIterator[DataItem], limits: ManifestLimits) -> list[DataItem]:

@@ -1,6 +1,7 @@
 """Writes a run's manifest row by row, and beside it what is known without decoding."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class Manifest:
     """JSON lines of ``Verdict``: what is not used, as far as that is known without decoding."""
     counts: dict[str, int]
     """Verdicts by reason code."""
+    digests_path: Path
+    """One JSON object: SHA-256 of every file by its id, whether it is used or not."""
 
     @property
     def verdicts(self) -> Iterator[Verdict]:
@@ -40,6 +43,7 @@ class ManifestWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "manifest.jsonl"
         self._verdicts_path = folder / "verdicts.jsonl"
+        self._digests_path = folder / "digests.json"
         self._rows = self._path.open("wb")
         self._verdicts = self._verdicts_path.open("wb")
         self._digest = hashlib.sha256()
@@ -88,10 +92,12 @@ class ManifestWriter:
         self._verdicts.write(verdict.model_dump_json().encode() + b"\n")
         self._counts[code] += 1
 
-    def finished(self) -> Manifest:
-        """Everything is written."""
+    def finished(self, digests: dict[int, str]) -> Manifest:
+        """Everything is written but what the files held, by their ids."""
         self._rows.close()
         self._verdicts.close()
+        self._digests_path.write_text(json.dumps(digests), encoding="ascii")
+        counts = dict(sorted(self._counts.items()))
         return Manifest(
-            self._path, self._digest.hexdigest(), self._count, self._verdicts_path, dict(sorted(self._counts.items()))
+            self._path, self._digest.hexdigest(), self._count, self._verdicts_path, counts, self._digests_path
         )

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from schemas.failures import FailureClass
 from schemas.recipes import recipes, validated
@@ -26,6 +26,7 @@ from worker.pipeline.report import DataReport, check_floor, merge_verdicts
 from worker.pipeline.steps import Made, content_key, run_step
 
 _VERDICTS_LIMIT: Final = 256 * 2**20
+_DIGESTS: Final = TypeAdapter(dict[int, str])
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
     prefix = f"runs/{run.id}/{run.attempt}/load"
     await parts.storage.put_file(manifest.path, f"{prefix}/manifest.jsonl")
     await parts.storage.put_file(manifest.verdicts_path, f"{prefix}/verdicts.jsonl")
+    await parts.storage.put_file(manifest.digests_path, f"{prefix}/digests.json")
     inputs = RunInputs(
         manifest=f"{prefix}/manifest.jsonl",
         manifest_sha256=manifest.sha256,
@@ -84,6 +86,7 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         seed=int(parameters.get("seed", 0)),  # not of the run's id: the same data again gives the same model again
         general_set=base.general_set,
         load_verdicts=f"{prefix}/verdicts.jsonl",
+        digests=f"{prefix}/digests.json",
     )
     return await until_answered(lambda: parts.runs.fix_inputs(attempt.fence, inputs), parts.clock, what="fix inputs")
 
@@ -97,8 +100,12 @@ async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared
     known = await parts.storage.get_bytes(inputs.load_verdicts, _VERDICTS_LIMIT)
     made = await parts.storage.get_bytes(f"{dataset.address}/verdicts.jsonl", _VERDICTS_LIMIT)
     report = await asyncio.to_thread(lambda: merge_verdicts(_verdicts(known), _verdicts(made)))
+    digests = b"{}" if inputs.digests is None else await parts.storage.get_bytes(inputs.digests, _VERDICTS_LIMIT)
+    judged = await asyncio.to_thread(_DIGESTS.validate_json, digests)
     await until_answered(
-        lambda: parts.data.set_verdicts(attempt.fence, report.items), parts.clock, what="write verdicts"
+        lambda: parts.data.set_verdicts(attempt.fence, attempt.run.custom_model_id, report.items, judged),
+        parts.clock,
+        what="write verdicts",
     )
     await until_answered(
         lambda: parts.runs.record_data_report(attempt.fence, report.summary()),

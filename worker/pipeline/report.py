@@ -19,7 +19,7 @@ class DataReport:
     """What became of every file and segment of a run."""
 
     items: list[Verdict]
-    """One for each data item, ``data_ids`` holding its id alone, sorted by it."""
+    """One for each data item, sorted by its id, the first of ``data_ids``; those of its words follow a recording's."""
     counts: dict[str, int]
     """Files and segments not used, by reason code, the commonest first."""
     seconds: dict[str, float]
@@ -65,6 +65,8 @@ class _Tally:
     seconds: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, Verdict] = field(default_factory=dict)
+    words: set[int] = field(default_factory=set)
+    """Transcripts and manifests that a recording was judged with."""
 
 
 def merge_verdicts(load: Iterable[Verdict], prepare: Iterable[Verdict]) -> DataReport:
@@ -79,13 +81,15 @@ def merge_verdicts(load: Iterable[Verdict], prepare: Iterable[Verdict]) -> DataR
     rejections: list[Verdict] = []
     for source in (load, prepare):
         for verdict in source:
+            for recording in verdict.data_ids[:1]:
+                tallies[recording].words.update(verdict.data_ids[1:])
             if verdict.verdict == "accepted":
                 length, split = verdict.duration_s or 0.0, verdict.split or "train"
                 seconds[split] += length
                 segments[split] += 1
                 for at, item in enumerate(verdict.data_ids):
                     tallies[item].accepted += 1
-                    tallies[item].seconds += length if at == 0 else 0.0  # the first one is the recording
+                    tallies[item].seconds += length if at == 0 else 0.0
                 continue
             code = verdict.reason_code or "rejected"
             counts[code] += 1
@@ -104,19 +108,20 @@ def merge_verdicts(load: Iterable[Verdict], prepare: Iterable[Verdict]) -> DataR
 
 
 def _of_item(item: int, tally: _Tally) -> Verdict:
+    data_ids = [item, *sorted(tally.words)]
     if tally.accepted:
         reason = None
         if tally.reasons:
             reason = f"{tally.accepted} segments are used; not used: {counted(dict(tally.reasons))}."
         seconds = round(tally.seconds, 3) or None
-        return Verdict(data_ids=[item], file="", verdict="accepted", reason=reason, duration_s=seconds)
+        return Verdict(data_ids=data_ids, file="", verdict="accepted", reason=reason, duration_s=seconds)
     code = min(tally.reasons, key=lambda code: (-tally.reasons[code], code))
     first = tally.first[code]
     reason = first.reason or (REASONS[code].sentence if code in REASONS else code)
     if sum(tally.reasons.values()) > 1:
         reason = f"Nothing of it can be used: {counted(dict(tally.reasons))}. The first: {first.file}: {reason}"
     return first.model_copy(
-        update={"data_ids": [item], "row": None, "reason_code": code, "reason": reason, "duration_s": None}
+        update={"data_ids": data_ids, "row": None, "reason_code": code, "reason": reason, "duration_s": None}
     )
 
 

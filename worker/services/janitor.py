@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -18,6 +18,7 @@ from worker.store.janitor import JanitorStore
 
 _AT_ONCE: Final = 50
 _PARTIAL_S: Final = 86_400.0
+_STEPS: Final = "steps"
 _log = structlog.get_logger(__name__)
 
 
@@ -44,8 +45,10 @@ class Swept:
 
     outputs: int = 0
     checkpoints: int = 0
+    unnamed: int = 0
+    """Files that were stored, and their worker killed before it could register them."""
     scratch: int = 0
-    """Folders of attempts that ended without clearing up: their worker was killed."""
+    """Folders of attempts and steps that ended without clearing up: their worker was killed."""
     cache_bytes: int = 0
 
 
@@ -55,7 +58,8 @@ class Janitor:
     Args:
         store: which bytes are spent.
         storage: where they lie.
-        scratch: folder of this host's attempts, ``<run>/<attempt>``.
+        scratch: this host's working folder: attempts in ``attempts/<run>/<attempt>``, their trainers' homes in
+            ``steps/<run>-<attempt>-<step>``.
         retention: how long things stay.
         clock: the process's own time.
     """
@@ -79,7 +83,7 @@ class Janitor:
                 _log.warning("sweep not finished", error=str(error))
             else:
                 if swept != Swept():
-                    _log.info("swept", outputs=swept.outputs, checkpoints=swept.checkpoints, scratch=swept.scratch)
+                    _log.info("swept", **asdict(swept))
 
     async def sweep(self) -> Swept:
         """Remove everything that is spent.
@@ -97,12 +101,26 @@ class Janitor:
         while found := await self._store.remove_checkpoints(self._delete, over_s=keep.over_s, most=_AT_ONCE):
             checkpoints += found
         scratch = await self._clear_scratch()
+        unnamed = 0
+
+        async def sweep_run(run_id: UUID, named: frozenset[str]) -> None:
+            nonlocal unnamed
+            unnamed += await self._remove_unnamed(run_id, named)
+
+        while await self._store.sweep_runs(sweep_run, over_s=keep.over_s, most=_AT_ONCE):
+            pass
         cache_bytes = await self._storage.tidy(keep.cache_bytes, keep.cache_unused_s, _PARTIAL_S)
-        return Swept(outputs, checkpoints, scratch, cache_bytes)
+        return Swept(outputs, checkpoints, unnamed, scratch, cache_bytes)
 
     async def _delete(self, prefixes: Sequence[str]) -> None:
         for prefix in prefixes:
             await self._storage.delete_prefix(prefix)
+
+    async def _remove_unnamed(self, run_id: UUID, named: frozenset[str]) -> int:
+        keys = [stored.key async for stored in self._storage.listing(f"runs/{run_id}")]
+        unnamed = [key for key in keys if not key.endswith("/log.txt") and named.isdisjoint(_folders(key))]
+        await self._storage.delete(unnamed)
+        return len(unnamed)
 
     async def _clear_scratch(self) -> int:
         """Folders of attempts that are not under way any more. Those of runs unknown to this database stay."""
@@ -114,13 +132,21 @@ class Janitor:
         return len(spent)
 
 
+def _folders(key: str) -> list[str]:
+    """The key itself and every prefix that it lies below."""
+    parts = key.split("/")
+    return ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
 def _attempts(scratch: Path, before: float) -> list[tuple[UUID, int, Path]]:
     """Run, attempt and folder of what has not been touched since `before`."""
     found = []
-    for folder in scratch.glob("*/*"):
+    for folder in (*scratch.glob("attempts/*/*"), *scratch.glob(f"{_STEPS}/*-*-*")):
+        of_step = folder.parent.name == _STEPS
+        run, attempt = folder.name.rsplit("-", 2)[:2] if of_step else (folder.parent.name, folder.name)
         try:
             if folder.is_dir() and folder.stat().st_mtime < before:
-                found.append((UUID(folder.parent.name), int(folder.name), folder))
+                found.append((UUID(run), int(attempt), folder))
         except (ValueError, OSError):
             continue  # not ours, or gone meanwhile
     return found
@@ -128,6 +154,8 @@ def _attempts(scratch: Path, before: float) -> list[tuple[UUID, int, Path]]:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.name == _STEPS:
+        return
     try:
         folder.parent.rmdir()
     except OSError:

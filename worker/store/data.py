@@ -1,11 +1,12 @@
 """Training data: what a model may train on, and what runs found out about it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from schemas.steps import Verdict
 from worker.domain.data import DataItem
 from worker.domain.run import Fence
+from worker.store.api_data import hold
 from worker.store.database import Database, queries
 
 _Q: Final = queries("data")
@@ -76,17 +77,35 @@ class DataStore:
                 )
             last = rows[-1]["id"]
 
-    async def set_verdicts(self, fence: Fence, verdicts: Sequence[Verdict]) -> None:
-        """What a run found out about its files, one verdict a file; only the owner of the attempt can say so."""
-        one_each = {verdict.data_ids[0]: verdict for verdict in verdicts}
-        ids = sorted(one_each)  # one lock order for all
-        await self._database.execute(
-            _Q["set_verdicts"],
-            fence.run_id,
-            fence.attempt,
-            ids,
-            [one_each[item].verdict for item in ids],
-            [one_each[item].reason_code for item in ids],
-            [one_each[item].reason for item in ids],
-            [one_each[item].duration_s for item in ids],
-        )
+    async def set_verdicts(
+        self, fence: Fence, model_id: int, verdicts: Sequence[Verdict], digests: Mapping[int, str]
+    ) -> None:
+        """What a run found out about its files; only the owner of the attempt can say so.
+
+        A page at a time, each holding the model's data as an upload does: uploads and renewals wait for one page only.
+
+        Args:
+            fence: of the run.
+            model_id: of the run's model.
+            verdicts: one a file, ``data_ids`` holding its id and then those of the files it was judged with.
+            digests: SHA-256 of the files that were judged, by id; of a file that has been replaced since then, and of
+                one that was judged with it, nothing is known. A file that is not in it counts as unchanged.
+        """
+        for start in range(0, len(verdicts), _PAGE):
+            page = verdicts[start : start + _PAGE]
+            asked = sorted({item for verdict in page for item in verdict.data_ids})
+            async with self._database.brief_transaction() as connection:
+                await hold(connection, model_id)
+                rows = await connection.fetch(_Q["digests_of"], model_id, asked)
+                same = {row["id"] for row in rows if row["sha256"] == digests.get(row["id"], row["sha256"])}
+                known = [verdict for verdict in page if same.issuperset(verdict.data_ids)]
+                await connection.execute(
+                    _Q["set_verdicts"],
+                    fence.run_id,
+                    fence.attempt,
+                    [verdict.data_ids[0] for verdict in known],
+                    [verdict.verdict for verdict in known],
+                    [verdict.reason_code for verdict in known],
+                    [verdict.reason for verdict in known],
+                    [verdict.duration_s for verdict in known],
+                )

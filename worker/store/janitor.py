@@ -10,6 +10,8 @@ _Q: Final = queries("janitor")
 
 Delete = Callable[[Sequence[str]], Awaitable[None]]
 """Removes everything below these storage prefixes."""
+Sweep = Callable[[UUID, frozenset[str]], Awaitable[None]]
+"""Removes everything that a run has stored but its logs and what is, or lies below, one of these addresses."""
 
 
 class JanitorStore:
@@ -46,6 +48,24 @@ class JanitorStore:
                 await delete(sorted({row["address"] for row in rows}))
                 columns = ([row[name] for row in rows] for name in ("run_id", "attempt", "steps_done"))
                 await connection.execute(_Q["forget_spent_checkpoints"], *columns)
+        return len(rows)
+
+    async def sweep_runs(self, sweep: Sweep, *, over_s: float, most: int) -> int:
+        """Look once through what each run that has been over for `over_s` stored.
+
+        Args:
+            sweep: removes bytes that nothing names: stored, and their writer killed before it could say so.
+            over_s: how long a run has to be over; late writes of a paused worker have come by then.
+            most: runs at once.
+
+        Returns:
+            How many runs there were.
+        """
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(_Q["unswept_runs"], over_s, most)
+            for row in rows:
+                await sweep(row["id"], frozenset(row["named"]))
+            await connection.execute(_Q["mark_swept"], [row["id"] for row in rows])
         return len(rows)
 
     async def attempts_under_way(self, runs: Sequence[UUID]) -> dict[UUID, int | None]:

@@ -21,7 +21,7 @@ def test_a_file_is_accepted_when_any_of_its_segments_is():
         [rejected([2], "too_long", "a.vtt, line 9")], [accepted([1, 2], 4.0), rejected([1, 2], "silent")]
     )
     audio, transcript = report.items
-    assert (audio.data_ids, audio.verdict, audio.duration_s) == ([1], "accepted", 4.0)
+    assert (audio.data_ids, audio.verdict, audio.duration_s) == ([1, 2], "accepted", 4.0)
     assert (transcript.data_ids, transcript.verdict, transcript.duration_s) == ([2], "accepted", None)
     assert "1 silent" in transcript.reason
     assert report.counts == {"silent": 1, "too_long": 1}
