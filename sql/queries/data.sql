@@ -26,12 +26,17 @@ select id, sha256 from training_data where custom_model_id = $1 and id = any ($2
 -- does not wait again.
 with owner as materialized (
     select r.custom_model_id from training_runs r where r.id = $1 and r.attempt = $2 and r.status = 3 for share
+), found as materialized (
+    -- File by file: joined to the model, each page would read all of a large model's files.
+    select v.*
+    from owner o
+    cross join unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::double precision[])
+        as v (id, verdict, reason_code, reason, duration_s)
+    cross join lateral (
+        select from training_data d where d.id = v.id and d.custom_model_id = o.custom_model_id offset 0) mine
 )
 update training_data d
-set verdict = v.verdict, reason_code = v.reason_code, reason = v.reason,
-    duration_s = coalesce(v.duration_s, d.duration_s)
-from owner o,
-    unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::double precision[])
-        as v (id, verdict, reason_code, reason, duration_s)
-where d.id = v.id and d.custom_model_id = o.custom_model_id
-    and (v.verdict <> 'waiting_for_pair' or d.verdict = 'waiting_for_pair')
+set verdict = f.verdict, reason_code = f.reason_code, reason = f.reason,
+    duration_s = coalesce(f.duration_s, d.duration_s)
+from found f
+where d.id = f.id and (f.verdict <> 'waiting_for_pair' or d.verdict = 'waiting_for_pair')

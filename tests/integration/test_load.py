@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from worker.storage import FileStorage
 from worker.store import api_data
 from worker.store import data as data_module
 from worker.store.data import DataStore
+from worker.store.database import queries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -131,6 +133,26 @@ async def _file(data: DataStore, run: ClaimedRun, name: str, sha256: str = "a" *
         run.custom_model_id, run.organization_id, name=name, stem=name[:-4], kind=kind, size=1, sha256=sha256,
         address=f"organizations/1/{name}", duration_s=2.0, verdict="accepted",
     )  # fmt: skip
+
+
+async def test_a_page_of_verdicts_looks_at_its_own_files_and_not_at_all_of_a_large_model(stage: Stage) -> None:
+    pages, run = [], await stage.running()
+    for files in (50, 20_000):
+        await stage.database.execute(
+            "insert into training_data (custom_model_id, organization_id, name, stem, kind, bytes, sha256, address) "
+            "select $1, $2, n || '-' || $3 || '.wav', n || '-' || $3, 'audio', 1, repeat('a', 64), 'x' "
+            "from generate_series(1, $3::int) n",
+            run.custom_model_id, run.organization_id, files,
+        )  # fmt: skip
+        async with stage.database.transaction() as connection:
+            explained = await connection.fetch(
+                "explain (analyze, buffers, costs off, timing off) " + queries("data")["set_verdicts"],
+                run.id, run.attempt, list(range(1, 41)), ["accepted"] * 40, [None] * 40, [None] * 40, [1.0] * 40,
+            )  # fmt: skip
+        first = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", "\n".join(row[0] for row in explained))
+        assert first is not None
+        pages.append(sum(int(part or 0) for part in first.groups()))
+    assert pages[1] < 4 * pages[0], pages  # deeper indexes; all of the model would be over 20,000
 
 
 def _silent(*data_ids: int) -> Verdict:
