@@ -84,7 +84,9 @@ class App:
         limits = Limits(settings.failure_limit, settings.hand_over_limit, settings.wait_limit_s, settings.run_limit_s)
         self._database = Database(dsn, size=settings.database_connections, name="training-worker")
         # The heartbeat shares its connection with nobody: no slow statement can make a lease run out.
-        self._heart_database = Database(dsn, size=1, answer_s=settings.renew_s, name="training-heartbeat")
+        # Given up early enough to ask again on a new one, and its road back to the pool may take as long.
+        answer_s = max(settings.renew_s / 2, min(settings.renew_s, 1.0))
+        self._heart_database = Database(dsn, size=1, answer_s=answer_s, name="training-heartbeat")
         self._look_database = Database(dsn, size=1, answer_s=settings.lease_s / 4, name="training-rescuer")
         self._runs = RunStore(self._database, limits, clock.random)
         self._workers = WorkerStore(self._database)

@@ -97,7 +97,11 @@ class Settings(BaseSettings):
     grace_s: float = Field(default=120, gt=0, description="time for a hand-over at shutdown")
     failure_limit: int = Field(default=3, ge=1, description="failures a run may have in all")
     hand_over_limit: int = Field(default=50, ge=0, description="times a run may be handed over in all")
-    wait_limit_s: float = Field(default=7 * 86_400, gt=0, description="longest wait in the queue, back-off not counted")
+    wait_limit_s: float = Field(
+        default=7 * 86_400,
+        gt=0,
+        description="longest wait in the queue or for a free device; back-off after a failure not counted",
+    )
     run_limit_s: float = Field(default=86_400, gt=0, description="longest running time over all attempts")
     minimum_audio_s: float = Field(default=60, ge=0, description="least usable audio a run needs")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints an attempt keeps")

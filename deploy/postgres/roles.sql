@@ -11,6 +11,9 @@
 --
 -- The schema's owner (training_migrator, or any role of yours) runs migrations and the operator's commands.
 
+-- One transaction: what workers may do is never less than before while it runs.
+begin;
+
 do $$
 declare
     name text;
@@ -59,3 +62,5 @@ grant usage on sequence language_ids to training_api;
 -- Dashboards and autoscalers look at runs; never at keys, secrets or customers' data.
 grant select on training_runs, run_transitions, run_checkpoints, organizations, base_languages, custom_models,
     model_versions, workers, outbox to training_reader;
+
+commit;

@@ -232,7 +232,7 @@ with wanted as materialized (
     select *
     from jsonb_to_recordset($1::jsonb) as w (run_id uuid, attempt integer, from_status smallint, to_status smallint,
         transition_id uuid, only_if_lease_dead boolean, only_if_overdue boolean, reason_code text, failure_class text,
-        failure_code text, failure_reason text, failure_detail text, delay_s double precision, failed boolean,
+        failure_code text, failure_reason text, failure_detail text, delay_s double precision, waits_s double precision, failed boolean,
         handed_over boolean, figures jsonb, gate text, data_report jsonb, report_address text,
         version_address text, version_sha256 text, version_figures jsonb, max_wait_s double precision)
 ), organization as materialized (
@@ -276,11 +276,12 @@ with wanted as materialized (
         ran_s = r.ran_s + case when d.from_status = 3
             then greatest(0, extract(epoch from db_now() - r.claimed_at)) else 0 end,
         waited_s = r.waited_s + case when d.from_status = 2
-            then greatest(0, extract(epoch from db_now() - r.due_at)) else 0 end,
+            then greatest(0, extract(epoch from db_now() - r.due_at))
+            when d.to_status = 2 and not d.cancelled then coalesce(d.waits_s, 0) else 0 end,
         due_at = case when d.to_status = 2 and not d.cancelled
             then db_now() + coalesce(d.delay_s, 0) * interval '1 second' else r.due_at end,
         wait_until = case when d.to_status = 2 and not d.cancelled
-            then db_now() + (coalesce(d.delay_s, 0) + greatest(0, coalesce(d.max_wait_s, 604800) - r.waited_s))
+            then db_now() + (coalesce(d.delay_s, 0) - coalesce(d.waits_s, 0) + greatest(0, coalesce(d.max_wait_s, 604800) - r.waited_s))
                 * interval '1 second' else r.wait_until end,
         ended_at = case when d.to_status = 2 and not d.cancelled then null else db_now() end,
         worker_id = null, lease_expires_at = null, eta_s = null,

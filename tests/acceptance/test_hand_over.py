@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,6 +58,23 @@ async def test_hand_over_in_training_loses_no_step_that_was_done(world: World) -
         if line["step"] == "train" and line["what"] == "step" and line["attempt"] == 2
     ]
     assert steps[0] == done + 1
+
+
+async def test_a_trainer_that_its_cluster_stops_hands_the_run_over_and_uses_up_no_failure(world: World) -> None:
+    """SIGTERM to the trainer alone, as a preemption or a time limit sends it: the worker itself goes on."""
+    await world.started(WORKER_FAILURE_LIMIT="1")
+    run = await world.ask(steps=20, step_s=0.1)
+
+    def steps_of(attempt: int) -> list[int]:
+        lines = [line for line in world.witnessed(run) if (line["step"], line["what"]) == ("train", "step")]
+        return [line["pid"] for line in lines if line["attempt"] == attempt]
+
+    for attempt in (1, 2):
+        trainer = await world.trainer_of(run, "train", attempt)
+        await until(lambda: trainer in steps_of(attempt), "its first step")  # noqa: B023 - awaited in this turn
+        os.kill(trainer, signal.SIGTERM)
+    row = await world.over(run)
+    assert (row["status"], row["attempt"], row["failures"], row["hand_overs"]) == (4, 3, 0, 2)
 
 
 def _opened_for_writing(fifo: Path) -> int | None:

@@ -97,6 +97,24 @@ async def test_a_role_may_not(role: str, statement: str, logins: dict[str, str])
     await connection.close()
 
 
+async def test_running_the_file_again_takes_nothing_from_workers_that_work(database_url: str, logins: dict[str, str]):
+    """psql sends one statement after the other: nobody may see a state between them."""
+    owner = await asyncpg.connect(database_url)
+    worker = await asyncpg.connect(logins["training_worker"])
+    for statement in _statements(ROLES):
+        await owner.execute(statement)
+        await worker.execute("update training_runs set priority = 0")
+    await worker.close()
+    await owner.close()
+
+
+def _statements(text: str) -> list[str]:
+    text = re.sub(r"--.*", "", text)
+    found = re.findall(r"(?:\$\$.*?\$\$|[^;])+;", text, re.DOTALL)
+    assert len(found) > 10
+    return found
+
+
 async def test_a_worker_with_its_own_role_takes_a_run_from_message_to_model(
     tmp_path: Path, vhost: str, database_url: str, logins: dict[str, str]
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -13,9 +14,10 @@ from deploy.local.rabbitmq import call_management
 from tests.messages_support import Line, Shop, body_of, line_to, running, sample, shop_at, until
 from worker.broker import connected
 from worker.errors import DatabaseAway, DatabaseRefused, TopologyDiffers
-from worker.intake import consumer
+from worker.intake import consumer, dead_letters
 from worker.intake.consumer import Intake
 from worker.intake.topology import declare
+from worker.metrics import Metrics
 from worker.store.migrations import migrate
 
 if TYPE_CHECKING:
@@ -171,6 +173,59 @@ async def test_one_request_that_the_database_refuses_does_not_spoil_its_neighbou
         await until(lambda: _rows(shop, 4), "the others' rows")
     assert letter.headers["x-reason"] == "refused"
     assert letter.message_id == str(requests[2].run_id)
+
+
+async def test_requests_refused_before_the_database_took_anything_are_asked_once_more(shop, intake, monkeypatch):
+    """Rights that are granted anew, a server that was read-only for a moment: no message is guilty of that."""
+    shop.models += await shop.new_models(4)
+    requests = [shop.request(model=model) for model in shop.models]
+    register = shop.runs.register
+    asked = []
+
+    async def refuse_at_first(some):
+        asked.append(some)
+        if len(asked) <= 3:  # all together, then the first two alone
+            raise DatabaseRefused("permission denied")
+        return await register(some)
+
+    monkeypatch.setattr(intake, "_take_in", refuse_at_first)
+    assert await intake._registered(requests) == [consumer.Accepted(request) for request in requests]
+    assert await shop.count() == len(requests)
+
+
+async def test_an_outage_that_many_workers_meet_in_turn_wears_no_request_out(vhost, shop, services, monkeypatch):
+    """RabbitMQ 4 drops a message that went back to a quorum queue 20 times; a policy says so here, with less."""
+    monkeypatch.setattr(dead_letters, "WORN", 2)
+    policy = {"pattern": ".*", "apply-to": "queues", "definition": {"delivery-limit": 4}}
+    name = quote(vhost.rsplit("/", 1)[1], safe="")
+    call_management(services.management_url, "PUT", f"policies/{name}/four", policy)
+    async with connected(vhost, "test") as connection:
+        await declare(connection)
+    request = shop.request()
+    tried: set[int] = set()
+    away = True
+
+    def worker(number: int) -> Intake:
+        async def take_in(requests):
+            tried.add(number)
+            if away:
+                raise DatabaseAway("away")
+            return await shop.runs.register(requests)
+
+        return Intake(vhost, shop.runs, take_in, Metrics())
+
+    workers = [worker(number) for number in range(8)]
+    async with AsyncExitStack() as stack, line_to(vhost) as line:
+        for one in workers:
+            await stack.enter_async_context(running(one))
+        await until(lambda: all(one.consuming for one in workers), "all consuming")
+        await line.ask(request)
+        await until(lambda: len(tried) == len(workers), "every worker having held it")
+        away = False
+        await until(lambda: shop.status(request.run_id), "the row")
+        await until(lambda: all(one.consuming for one in workers), "consuming again")
+        await until(lambda: _empty(line), "an empty queue")
+        assert await line.depth("training.runs.dead") == 0
 
 
 async def _rows(shop: Shop, wanted: int) -> bool:

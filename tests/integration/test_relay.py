@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections import defaultdict
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +23,6 @@ from worker.store.outbox import OutboxStore
 from worker.store.queries import queries
 
 if TYPE_CHECKING:
-    import uuid
     from collections.abc import AsyncIterator
 
     import aio_pika
@@ -328,3 +329,20 @@ async def test_the_backlog_is_measured(shop):
     rows, oldest_s = await outbox.backlog()
     assert rows == 4
     assert oldest_s >= 0
+
+
+async def test_what_another_relay_has_told_meanwhile_is_not_remembered_for_ever(relay: Relay, monkeypatch):
+    moment = 1000.0
+    monkeypatch.setattr("worker.services.relay.time", SimpleNamespace(monotonic=lambda: moment))
+    ours, others = (SimpleNamespace(run_id=uuid.uuid4()) for _ in range(2))
+    refusal = Refusal("no queue takes it", silent=False)
+    for row in (ours, others):
+        relay._hold_back(row, refusal)  # type: ignore[arg-type]
+    assert set(relay._still_held()) == {ours.run_id, others.run_id}
+    first_s = relay._held[ours.run_id][0] - moment
+    for _ in range(20):
+        moment = relay._held[ours.run_id][0]
+        assert ours.run_id not in relay._still_held()  # its turn has come; how often it failed is remembered
+        relay._hold_back(ours, refusal)  # type: ignore[arg-type]
+    assert relay._held[ours.run_id][0] - moment > 10 * first_s
+    assert set(relay._held) == {ours.run_id}

@@ -12,6 +12,7 @@ from tests.chaos.proxy import Proxy
 from tests.store_support import ClockedDatabase, Stage, stage_at, success
 from worker.clock import Clock
 from worker.domain.outcome import Failed
+from worker.domain.retry import LONGEST_WAIT_S
 from worker.metrics import Metrics
 from worker.services.rescuer import Rescuer
 from worker.store.runs import Limits
@@ -165,6 +166,29 @@ async def test_back_off_does_not_count_as_waiting(database_url: str) -> None:
         assert await stage.runs.overdue_waiting(10) == []
         stage.clock.advance(2)
         assert len(await stage.runs.overdue_waiting(10)) == 1
+
+
+async def test_a_run_that_never_finds_a_free_device_asks_ever_more_seldom_and_has_waited_too_long_in_the_end(
+    database_url: str,
+) -> None:
+    async with stage_at(database_url, limits=Limits(wait_s=600)) as stage:
+        run = await stage.running()
+        pauses = []
+        while True:
+            before = stage.clock.now
+            await stage.settled(run, Failed(FailureClass.CAPACITY, "no_device", "No machine."))
+            stage.clock.now = (await stage.row(run.id))["due_at"]
+            pauses.append((stage.clock.now - before).total_seconds())
+            assert len(pauses) < 20
+            if overdue := await stage.runs.overdue_waiting(10):
+                break
+            [run] = await stage.claim("w1", 1, LEASE_S)
+        assert pauses == sorted(pauses)
+        assert 600 <= sum(pauses) < 600 + LONGEST_WAIT_S
+        [(fence, waited_s)] = overdue
+        await stage.runs.settle(stage.runs.moves.of_overdue(fence, waited_s))
+        row = await stage.row(run.id)
+        assert (row["failure_code"], row["failures"]) == ("waited_too_long", 0)
 
 
 async def test_run_claimed_between_the_look_and_the_end_is_not_failed_for_waiting(database_url: str) -> None:

@@ -20,7 +20,11 @@ class ApiSettings(BaseSettings):
         default=SecretStr("postgresql://127.0.0.1:5432/training"), description="Postgres 15 or newer"
     )
     minimum_audio_s: float = Field(default=60, ge=0, description="least usable audio a run needs")
-    wait_limit_s: float = Field(default=7 * 86_400, gt=0, description="longest wait in the queue, back-off not counted")
+    wait_limit_s: float = Field(
+        default=7 * 86_400,
+        gt=0,
+        description="longest wait in the queue or for a free device; back-off after a failure not counted",
+    )
 
     traces_url: str = Field(
         default="", description="OTLP/HTTP address for traces, such as http://collector:4318/v1/traces; empty: none"

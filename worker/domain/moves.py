@@ -81,7 +81,8 @@ class Moves:
             case Succeeded():
                 to, fields = TrainingStatus.SUCCESS, _success_fields(outcome)
             case Failed():
-                to, fields = self._after_failure(run.failures, outcome)
+                waits = run.attempt - 1 - run.failures - run.hand_overs
+                to, fields = self._after_failure(run.failures, outcome, waits)
             case HandedOver() if run.hand_overs + 1 > self._limits.hand_overs:
                 to, fields = self._after_failure(
                     run.failures,
@@ -135,7 +136,7 @@ class Moves:
         fields = {"reason_code": "cancelled"}
         return Move(fence, TrainingStatus.READY_TO_RUN, TrainingStatus.NOT_RUNNING, uuid4(), fields)
 
-    def _after_failure(self, failures: int, failed: Failed) -> tuple[TrainingStatus, dict[str, Any]]:
+    def _after_failure(self, failures: int, failed: Failed, waits: int = 0) -> tuple[TrainingStatus, dict[str, Any]]:
         fields: dict[str, Any] = {
             "reason_code": failed.code,
             "failure_class": failed.failure_class.value,
@@ -145,9 +146,12 @@ class Moves:
             "data_report": failed.data_report,
             "max_wait_s": self._limits.wait_s,
         }
-        match after_failure(failed.failure_class, failures, self._limits.failures, self._random):
+        match after_failure(failed.failure_class, failures, self._limits.failures, self._random, waits=waits):
             case Retry(delay_s, counts):
-                return TrainingStatus.READY_TO_RUN, fields | {"delay_s": delay_s, "failed": counts}
+                # Back-off is no waiting, but a pause for want of a place is: it comes to an end like any other.
+                waits_s = 0.0 if counts else delay_s
+                fields |= {"delay_s": delay_s, "failed": counts, "waits_s": waits_s}
+                return TrainingStatus.READY_TO_RUN, fields
             case GiveUp():
                 return TrainingStatus.FAILED, fields | {"failed": True}
 

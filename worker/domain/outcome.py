@@ -43,7 +43,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class HandedOver:
-    """The worker shuts down: the run goes back to the queue with its checkpoint. Not a failure."""
+    """The worker shuts down, or the cluster wants its node: back to the queue with the checkpoint. Not a failure."""
 
 
 @dataclass(frozen=True)

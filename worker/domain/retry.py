@@ -97,6 +97,9 @@ RULES: Final = MappingProxyType(
 )
 
 LONGEST_PAUSE_S: Final = 900.0
+LONGEST_WAIT_S: Final = 240.0
+"""Between two looks for a free place: nobody calls when there is one."""
+_MOST_DOUBLINGS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class GiveUp:
 
 
 def after_failure(
-    failure_class: FailureClass, failures: int, limit: int, random: Callable[[], float]
+    failure_class: FailureClass, failures: int, limit: int, random: Callable[[], float], *, waits: int = 0
 ) -> Retry | GiveUp:
     """Decide what follows from a failure.
 
@@ -122,9 +125,11 @@ def after_failure(
         failures: failures of this run before this one.
         limit: how many failures a run may have in all.
         random: uniform in [0, 1); full jitter over the upper half, so that a crowd does not come back at once.
+        waits: attempts of this run before this one that failed without being counted.
     """
     rule = RULES[failure_class]
     if not rule.retry or (rule.counts and failures + 1 >= limit):
         return GiveUp()
-    pause_s = min(LONGEST_PAUSE_S, rule.first_pause_s * 2.0**failures)
+    before, longest_s = (failures, LONGEST_PAUSE_S) if rule.counts else (waits, LONGEST_WAIT_S)
+    pause_s = min(longest_s, rule.first_pause_s * 2.0 ** min(before, _MOST_DOUBLINGS))
     return Retry(pause_s * (0.5 + 0.5 * random()), rule.counts)

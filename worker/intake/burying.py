@@ -32,10 +32,15 @@ async def burying(feed: Feed, dead: Publisher, metrics: Metrics) -> AsyncIterato
     """
     refused: asyncio.Queue[_Refused] = asyncio.Queue()
     work = asyncio.ensure_future(_bury(feed, dead, metrics, refused))
-    work.add_done_callback(lambda _: feed.lose("nobody buries dead letters any more"))
+
+    def ended(_: "asyncio.Future[None]") -> None:
+        feed.lose("nobody buries dead letters any more")
+
+    work.add_done_callback(ended)
     try:
         yield lambda message, verdict: refused.put_nowait((message, verdict))
     finally:
+        work.remove_done_callback(ended)  # by us: the feed may be needed
         work.cancel()
         with suppress(asyncio.CancelledError):
             await work

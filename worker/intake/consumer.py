@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any, Final
@@ -16,6 +16,7 @@ from worker.broker import Backoff, pause, stay_connected, translated
 from worker.domain.run import Request
 from worker.errors import BrokerAway, DatabaseAway, DatabaseRefused
 from worker.intake.burying import Bury, burying
+from worker.intake.dead_letters import asked_again, worn
 from worker.intake.feed import Feed, feeding
 from worker.intake.handler import Accepted, Again, Dead, DeadReason, Duplicate, Properties, judge, understand
 from worker.intake.topology import declare
@@ -96,7 +97,11 @@ class Intake:
         while not self._stop.is_set():
             unregistered: list[Request] = []
             try:
-                async with feeding(connection, self._prefetch) as feed, burying(feed, dead, self._metrics) as bury:
+                async with (
+                    feeding(connection, self._prefetch) as feed,
+                    _renewing(feed, dead),
+                    burying(feed, dead, self._metrics) as bury,
+                ):
                     self._now(consuming=True)
                     await self._until_stop(self._consume(feed, bury, unregistered))
             except (DatabaseAway, DatabaseRefused) as error:
@@ -194,12 +199,20 @@ class Intake:
         """
         created: dict[int, bool | DatabaseRefused] = {}
         for index, request in waiting.items():
-            try:
-                [created[index]] = await self._take_in([request])
-            except DatabaseRefused as error:
-                created[index] = error
-        if all(isinstance(result, DatabaseRefused) for result in created.values()):
+            created[index] = await self._alone(request)
+        refused = [index for index, result in created.items() if isinstance(result, DatabaseRefused)]
+        if len(refused) == len(created):
             raise refusal
+        for index in refused:
+            # A database that refuses everything for a moment refuses the first ones only: ask while it takes others.
+            created[index] = await self._alone(waiting[index])
+        return created
+
+    async def _alone(self, request: Request) -> bool | DatabaseRefused:
+        try:
+            [created] = await self._take_in([request])
+        except DatabaseRefused as error:
+            return error
         return created
 
     def _count(self, settled: Sequence[Accepted | Duplicate | Dead]) -> None:
@@ -209,8 +222,8 @@ class Intake:
     async def _database_back(self, connection: AbstractConnection, unregistered: Sequence[Request]) -> None:
         """Wait until the database takes what it did not take before: that is the proof that it is well.
 
-        The messages stay in the queue meanwhile, so that no outage uses up their deliveries (RabbitMQ 4 drops a
-        message that was returned 20 times). Their redelivery finds the row made here: a duplicate.
+        The messages stay in the queue meanwhile, so that one worker returns them once in an outage, see ``_renewing``.
+        Their redelivery finds the row made here: a duplicate.
         """
         pauses = Backoff(first_s=0.1, most_s=5.0, random=self._uniform)
         closed = asyncio.ensure_future(_closed(connection))
@@ -224,6 +237,27 @@ class Intake:
                     return
         finally:
             closed.cancel()
+
+
+@asynccontextmanager
+async def _renewing(feed: Feed, publisher: Publisher) -> AsyncIterator[None]:
+    """Where a block ends because of the database, ask anew for what was returned often already.
+
+    RabbitMQ 4 counts how often a message was returned, and drops it at 20: a lone request goes from worker to worker
+    while the database is away, once for each of them. A copy is counted from 0; twice in the queue it is harmless.
+
+    Raises:
+        BrokerAway: the connection broke; what was not confirmed goes back as it is.
+    """
+    try:
+        yield
+    except (DatabaseAway, DatabaseRefused):
+        if old := [message for message in feed.rest() if worn(message)]:
+            answers = await publisher.publish([asked_again(message) for message in old])
+            renewed = [message for message, refusal in zip(old, answers, strict=True) if refusal is None]
+            await feed.ack(renewed)
+            _log.info("requests_renewed", renewed=len(renewed), of=len(old))
+        raise
 
 
 async def _closed(connection: AbstractConnection) -> None:

@@ -26,8 +26,8 @@ _OURS: Final = frozenset({REASON, DETAIL, FIRST_SEEN})
 _NOT_KEPT: Final = frozenset({"x-delivery-count", "x-acquired-count", "CC", "BCC"})
 _MOST_HEADERS: Final = 65_536
 """Bytes. A header frame (131,072) is never split: headers that fill it leave no room for ours."""
-_WORN: Final = 10
-"""RabbitMQ 4 drops what was returned to a quorum queue 20 times, by default; a copy starts at 0 again."""
+WORN: Final = 10
+"""Returns. RabbitMQ 4 drops what was returned to a quorum queue 20 times, by default; a copy starts at 0 again."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,19 @@ def dead_letter(message: DeliveredMessage, verdict: Dead, now: datetime) -> Outg
         else now.astimezone(UTC).isoformat(timespec="milliseconds"),
     }
     return Outgoing(DEAD_EXCHANGE, "", message.body, _properties(came, headers), mandatory=True)
+
+
+def asked_again(message: DeliveredMessage) -> Outgoing:
+    """The message as a new request: it has been delivered no more than any other, and says nothing of its past."""
+    headers = {name: value for name, value in _kept(message).items() if name not in _OURS - {FIRST_SEEN}}
+    properties = _properties(message.header.properties, headers if _can_be_sent(headers) else {})
+    return Outgoing(EXCHANGE, REQUEST_ROUTING_KEY, message.body, properties, mandatory=True)
+
+
+def worn(message: DeliveredMessage) -> bool:
+    """Whether the broker has taken it back so often that it may soon drop it."""
+    counted = (message.header.properties.headers or {}).get("x-delivery-count")
+    return isinstance(counted, int) and counted >= WORN
 
 
 def _can_be_sent(headers: dict[str, Any]) -> bool:
@@ -106,7 +119,7 @@ async def letters(amqp_url: str, most: int = 100) -> list[Letter]:
     async with _queue(amqp_url) as (channel, publisher):
         async for message in _taken(channel, most):
             found.append(_letter(message))
-            if _worn(message):
+            if worn(message):
                 copy = Outgoing(
                     DEAD_EXCHANGE, "", message.body,
                     _properties(message.header.properties, _kept(message)), mandatory=True,
@@ -133,12 +146,7 @@ async def replay(amqp_url: str, message_ids: set[str] | None = None, most: int =
     async with _queue(amqp_url) as (channel, publisher):
         async for message in _taken(channel, most):
             if _chosen(message, message_ids):
-                headers = {name: value for name, value in _kept(message).items() if name not in _OURS - {FIRST_SEEN}}
-                request = Outgoing(
-                    EXCHANGE, REQUEST_ROUTING_KEY, message.body,
-                    _properties(message.header.properties, headers), mandatory=True,
-                )  # fmt: skip
-                await _moved(channel, publisher, message, request)
+                await _moved(channel, publisher, message, asked_again(message))
                 replayed += 1
     return replayed
 
@@ -191,11 +199,6 @@ def _kept(message: DeliveredMessage) -> dict[str, Any]:
 
 def _chosen(message: DeliveredMessage, message_ids: set[str] | None) -> bool:
     return message_ids is None or message.header.properties.message_id in message_ids
-
-
-def _worn(message: DeliveredMessage) -> bool:
-    counted = (message.header.properties.headers or {}).get("x-delivery-count")
-    return isinstance(counted, int) and counted >= _WORN
 
 
 def _letter(message: DeliveredMessage) -> Letter:

@@ -19,8 +19,8 @@ class Feed:
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
         self._arrived: deque[DeliveredMessage] = deque()
-        self._held: set[int] = set()
-        """Delivery tags that were taken and are not acknowledged."""
+        self._held: dict[int, DeliveredMessage] = {}
+        """What was taken and is not acknowledged, by delivery tag."""
         self._news = asyncio.Event()
         self._lost: str | None = None
 
@@ -36,8 +36,14 @@ class Feed:
         if self._lost is not None:
             raise BrokerAway(self._lost)
         batch = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
-        self._held.update(map(_tag, batch))
+        self._held.update((_tag(message), message) for message in batch)
         return batch
+
+    def rest(self) -> list[DeliveredMessage]:
+        """All that would go back to the queue now: nothing of it is left to take."""
+        self._held.update((_tag(message), message) for message in self._arrived)
+        self._arrived.clear()
+        return list(self._held.values())
 
     async def ack(self, settled: Sequence[DeliveredMessage]) -> None:
         """Acknowledge what was taken and is safe: with one frame where nothing older is still held.
@@ -50,7 +56,8 @@ class Feed:
         if not settled:
             return
         tags = sorted(map(_tag, settled))
-        self._held.difference_update(tags)
+        for tag in tags:
+            self._held.pop(tag, None)
         at_once = all(held > tags[-1] for held in self._held)
         async with translated():
             for tag in tags[-1:] if at_once else tags:

@@ -61,10 +61,10 @@ class SlurmCluster:
         )
 
     async def sightings(self) -> Mapping[str, Sighting]:
-        """All of this user's jobs that Slurm still remembers."""
-        lines = await self._call("squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%j %T")
-        found = (line.split() for line in lines.splitlines() if line.strip())
-        return {name: Sighting(Presence.GONE if word in _GONE else Presence.ALIVE, word) for name, word in found}
+        """All of this user's jobs that Slurm still remembers; other programs' names may hold spaces, states do not."""
+        lines = await self._call("squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%T %j")
+        found = (line.partition(" ") for line in lines.splitlines())
+        return {name: Sighting(Presence.GONE if word in _GONE else Presence.ALIVE, word) for word, _, name in found}
 
     async def cancel(self, name: str) -> None:
         """Kill a running job at once, its batch shell too; take a waiting one from the queue."""

@@ -16,7 +16,6 @@ _KNOWN: Final[tuple[tuple[type[BaseException], FailureClass, str], ...]] = (
     (StorageFull, FailureClass.INFRASTRUCTURE, "storage_full"),
     (StorageAway, FailureClass.INFRASTRUCTURE, "storage_away"),
     (NotStored, FailureClass.INFRASTRUCTURE, "artifact_missing"),
-    (Stopped, FailureClass.CRASHED, "stopped_by_a_stranger"),
     (MemoryError, FailureClass.OUT_OF_MEMORY, "worker_memory"),
 )
 """The first that fits counts: narrower ones stand first."""
@@ -30,17 +29,26 @@ def outcome_of(error: BaseException) -> Failed | HandedOver | Lost:  # noqa: PLR
         case StepFailed(failure_class=FailureClass.INFRASTRUCTURE, code="right_expired"):
             # The lease could not be renewed for longer than a paused trainer is kept: an outage, not the run's failure.
             return HandedOver()
+        case Stopped():
+            # By nobody here: a cluster that wants its node back, or whose time limit comes. The checkpoint is kept.
+            return HandedOver()
         case StepFailed():
             return Failed(error.failure_class, error.code, error.reason, error.detail)
         case LauncherUnavailable():
             return _failed(FailureClass.CAPACITY, error.code, error.detail)
-        case OSError(errno=errno.ENOSPC):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return _failed(FailureClass.INFRASTRUCTURE, "disk_full", str(error))
+        case OSError(errno=int(number)):
+            name = errno.errorcode.get(number, str(number)).lower()
+            return _failed(FailureClass.INFRASTRUCTURE, f"os_{name}", _traceback(error))
     for kind, failure_class, code in _KNOWN:
         if isinstance(error, kind):
             return _failed(failure_class, code, str(error))
-    detail = "".join(traceback.format_exception(error))[-_LONGEST_DETAIL:]
-    return _failed(FailureClass.BUG, type(error).__name__, detail)
+    return _failed(FailureClass.BUG, type(error).__name__, _traceback(error))
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-_LONGEST_DETAIL:]
 
 
 def _failed(failure_class: FailureClass, code: str, detail: str) -> Failed:

@@ -128,6 +128,7 @@ async def _watch(attempt: Attempt, parts: Parts, handle: Handle) -> Ended:
     # what the handle says, not what we would have said: an adopted step writes where its own attempt told it to
     spec = handle.spec
     stalled = False
+    following = False  # our turn: a checkpoint is being stored, and no further event is read
 
     async def end_when_stalled() -> None:
         nonlocal stalled
@@ -136,8 +137,8 @@ async def _watch(attempt: Attempt, parts: Parts, handle: Handle) -> Ended:
             await parts.clock.sleep(limit_s / _WATCH_EVERY)
             with contextlib.suppress(OSError):  # in use, says this to whoever clears old folders
                 os.utime(Path(spec.output).parent)
-            if attempt.right_left_s() == 0 or handle.waits:
-                attempt.sign_of_progress()  # paused by us, or not begun by its cluster: that is no stall
+            if following or attempt.right_left_s() == 0 or handle.waits:
+                attempt.sign_of_progress()  # kept waiting or paused by us, or not begun by its cluster: no stall
             elif parts.clock.monotonic() - attempt.progress_at > limit_s:
                 stalled = True
                 await handle.kill()
@@ -146,7 +147,9 @@ async def _watch(attempt: Attempt, parts: Parts, handle: Handle) -> Ended:
     watcher = asyncio.create_task(end_when_stalled())
     try:
         async for event in handle.events():
+            following = True
             await _follow(attempt, parts, spec, event)
+            following = False
         ended = await handle.wait()
     finally:
         watcher.cancel()

@@ -26,6 +26,7 @@ from worker.tracing import OFF, Tracing, trace_of
 
 BATCH: Final = 300
 """Runs in one transaction; each brings all it has to tell."""
+_LONGEST_HOLD_S: Final = 60.0
 
 _log = structlog.get_logger(__name__)
 
@@ -170,13 +171,17 @@ class Relay:
         self._tracing.record(f"publish {row.kind}", began, trace, run=str(row.run_id), to=row.to_status.name)
 
     def _hold_back(self, row: Unsent, answer: Refusal) -> None:
-        _, pauses = self._held.get(row.run_id, (0.0, Backoff(first_s=0.5, most_s=60.0, random=self._uniform)))
+        _, pauses = self._held.get(
+            row.run_id, (0.0, Backoff(first_s=0.5, most_s=_LONGEST_HOLD_S, random=self._uniform))
+        )
         wait_s = pauses.next_s()
         self._held[row.run_id] = time.monotonic() + wait_s, pauses
         _log.info("event_held_back", run=str(row.run_id), error=str(answer), again_in_s=round(wait_s, 2))
 
     def _still_held(self) -> list[UUID]:
         now = time.monotonic()
+        # Due so long ago and neither sent nor refused by us: another relay has told it.
+        self._held = {run_id: held for run_id, held in self._held.items() if now - held[0] < _LONGEST_HOLD_S}
         return [run_id for run_id, (until, _) in self._held.items() if until > now]
 
     async def watch_backlog(self, stop: asyncio.Event, every_s: float = 15.0) -> None:

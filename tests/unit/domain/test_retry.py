@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.failures import FailureClass
-from worker.domain.retry import LONGEST_PAUSE_S, RULES, GiveUp, Retry, after_failure
+from worker.domain.retry import LONGEST_PAUSE_S, LONGEST_WAIT_S, RULES, GiveUp, Retry, after_failure
 
 
 def test_every_class_of_failure_has_a_rule_with_sentences_for_customer_and_operator():
@@ -27,6 +27,12 @@ def test_waiting_for_capacity_never_uses_up_the_budget():
     answer = after_failure(FailureClass.CAPACITY, 2, 3, lambda: 0.0)
     assert isinstance(answer, Retry)
     assert not answer.counts
+
+
+def test_pauses_for_capacity_double_with_the_waits_before_and_stay_short_enough_to_find_a_free_place():
+    pauses = [after_failure(FailureClass.CAPACITY, 0, 3, lambda: 1.0, waits=waits).delay_s for waits in range(2_000)]
+    assert pauses[:5] == [15, 30, 60, 120, LONGEST_WAIT_S]
+    assert set(pauses[4:]) == {LONGEST_WAIT_S}
 
 
 def test_pauses_double_up_to_a_limit_and_spread_over_their_upper_half():
