@@ -91,8 +91,9 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
 async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared:
     """Decode, judge every file, make the dataset; fail only below the floor of usable audio."""
     manifest = await manifest_for_step(attempt, parts, inputs)
-    key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256)
-    dataset = await run_step(attempt, parts, Step.PREPARE, inputs, {"manifest": manifest}, key)
+    addresses = {"manifest": manifest, "base": await base_weights(parts, inputs)}  # whose tokenizer bounds transcripts
+    key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256, inputs.base_version)
+    dataset = await run_step(attempt, parts, Step.PREPARE, inputs, addresses, key)
     assert inputs.load_verdicts is not None
     known = await parts.storage.get_bytes(inputs.load_verdicts, _VERDICTS_LIMIT)
     made = await parts.storage.get_bytes(f"{dataset.address}/verdicts.jsonl", _VERDICTS_LIMIT)

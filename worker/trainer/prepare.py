@@ -13,6 +13,7 @@ from worker.trainer.audio import SAMPLE_RATE
 from worker.trainer.segments import Segment, cores, decoded
 from worker.trainer.sides import Sides
 from worker.trainer.step import StepRun, write_json
+from worker.trainer.tokens import Lengths
 from worker.trainer.verdicts import Duplicates
 
 DATASET: Final = "dataset"
@@ -66,7 +67,7 @@ def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
     partial.mkdir(parents=True)
     with manifest.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
-    writer = _Writer(Sides(rows(manifest)))
+    writer = _Writer(Sides(rows(manifest)), Lengths(lambda: run.input("base")))
     with (
         (partial / "audio.i16").open("wb") as audio,
         (partial / "index.jsonl").open("w", encoding="utf-8") as index,
@@ -86,9 +87,10 @@ def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
 class _Writer:
     """Writes accepted segments one after the other and counts everything."""
 
-    def __init__(self, sides: Sides) -> None:
+    def __init__(self, sides: Sides, lengths: Lengths) -> None:
         self.start = 0
         self._sides = sides
+        self._lengths = lengths
         self._duplicates = Duplicates()
         self._digest = hashlib.sha256()
         self._seconds: Counter[str] = Counter()
@@ -99,7 +101,7 @@ class _Writer:
     def take(self, segment: Segment, audio: IO[bytes], index: IO[str]) -> Verdict:
         """Write one segment if it is good, and say what became of it."""
         row, samples = segment.row, segment.samples
-        refusal = segment.refusal or self._sides.refusal(row)
+        refusal = segment.refusal or self._lengths.refusal(row.text) or self._sides.refusal(row)
         if refusal is None and samples is not None:
             refusal = self._duplicates.check(row, segment.fingerprint)
         if refusal is not None or samples is None:

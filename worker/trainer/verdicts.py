@@ -16,8 +16,6 @@ SILENT_RMS: Final = 10 ** (-60 / 20) * FULL_SCALE
 CLIPPED_SHARE: Final = 0.02
 """More than this share of samples at full scale: the microphone was overdriven beyond use."""
 CLIPPED_AT: Final = FULL_SCALE - 8
-LONGEST_TRANSCRIPT: Final = 440
-"""Tokens that fit Whisper's decoder beside its prompt; a transcript has at least one token for 8 characters."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def after_decoding(row: ManifestRow, samples: Samples, parameters: WhisperParame
         return Refusal("too_short", f"The recording ends before the segment does ({seconds:.1f} s are there).")
     if seconds < parameters.shortest_segment_s:
         return _too_short(seconds, parameters)
-    if len(row.text.strip()) > parameters.fastest_speech_cps * seconds or len(row.text) > 8 * LONGEST_TRANSCRIPT:
+    if len(row.text.strip()) > parameters.fastest_speech_cps * seconds:
         return Refusal(
             "transcript_too_long_for_audio",
             f"{len(row.text.split())} words in {seconds:.1f} s: the transcript cannot belong to this recording.",

@@ -20,6 +20,7 @@ from worker.trainer.scoring import (
     word_errors,
 )
 from worker.trainer.sides import Sides
+from worker.trainer.tokens import LONGEST_TEXT
 
 pytestmark = pytest.mark.trainer
 
@@ -61,7 +62,7 @@ def test_a_loop_is_what_repeats_a_phrase_four_times(tokens, repeats):
 
 
 def test_an_utterance_gets_no_more_tokens_than_can_be_spoken():
-    assert token_limit(1.0) < token_limit(10.0) <= token_limit(60.0) == 224
+    assert token_limit(1.0) < token_limit(10.0) < token_limit(60.0) == LONGEST_TEXT
 
 
 def test_every_epoch_sees_every_utterance_once_in_an_order_that_only_seed_and_epoch_decide():

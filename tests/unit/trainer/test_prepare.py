@@ -13,10 +13,9 @@ from worker.trainer.failures import StepStoppedError
 from worker.trainer.verdicts import fingerprint
 
 
-def prepared(tmp_path, rows, **parameters):
-    run, events = tiny.step_run(
-        Step.PREPARE, tmp_path / "out", {"manifest": tiny.manifest(tmp_path / "m.jsonl", rows)}, **parameters
-    )
+def prepared(tmp_path, rows, base=None, **parameters):
+    inputs = {"manifest": tiny.manifest(tmp_path / "m.jsonl", rows)} | ({"base": base} if base else {})
+    run, events = tiny.step_run(Step.PREPARE, tmp_path / "out", inputs, **parameters)
     prepare.run(run)
     verdicts = [json.loads(line) for line in (run.output / "verdicts.jsonl").read_text().splitlines()]
     return run.output / "dataset", verdicts, tiny.read_events(events)[-1]
@@ -58,6 +57,28 @@ def test_every_kind_of_bad_recording_is_refused_with_its_reason_and_the_good_one
     assert all(one["reason"].endswith(".") for one in verdicts[1:])
     assert result["figures"]["accepted"] == 1
     assert result["figures"]["rejected"]["unreadable_audio"] == 2
+
+
+def test_a_transcript_that_the_base_cannot_write_costs_only_itself(tmp_path, base):
+    audio = [tiny.recording(tmp_path / f"{number}.wav", 20.0, number) for number in range(3)]
+    letters = 439  # and a blank in front: the tiny base writes a token for each byte
+    rows = [
+        tiny.row(0, audio[0], ("dose " * 100)[:letters], source="jsonl"),
+        tiny.row(1, audio[1], "வணக்கம் நோயாளிக்கு " * 9, source="jsonl"),
+        tiny.row(2, audio[2], ("stop " * 100)[: letters + 1] + "p", source="jsonl"),
+    ]
+    _, verdicts, _ = prepared(tmp_path, rows, base)
+    assert reasons(verdicts) == [None, "transcript_too_long", "transcript_too_long"]
+    assert verdicts[2]["reason"] == "The transcript takes 442 of the model's tokens; a segment can have at most 440."
+
+
+def test_a_text_with_a_line_separator_of_its_own_is_one_text(tmp_path):
+    pytest.importorskip("torch")
+    from worker.trainer.dataset import Dataset  # noqa: PLC0415 - torch is loaded only where a test needs it
+
+    text = "the new dose\u2028after lunch"
+    dataset, *_ = prepared(tmp_path, [tiny.row(0, tiny.recording(tmp_path / "a.wav", 2.0), text)])
+    assert [one.text for one in Dataset(dataset).utterances] == [text]
 
 
 def test_when_nothing_is_usable_the_result_counts_the_reasons(tmp_path):
