@@ -1,6 +1,7 @@
 """Every row gets its verdict, one bad file never voids the rest, and no text is on two sides."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import soundfile
 
 from schemas.steps import Step
 from tests.unit.trainer import tiny
-from worker.trainer import prepare
+from worker.trainer import audio, prepare
 from worker.trainer.failures import StepStoppedError
 from worker.trainer.verdicts import fingerprint
 
@@ -112,6 +113,40 @@ def test_two_channels_become_their_mean(tmp_path):
     dataset, _, _ = prepared(tmp_path, [tiny.row(0, tmp_path / "a.wav", "the dose")])
     mean = np.rint((left.astype(float) + right) / 2)
     assert np.array_equal(np.fromfile(dataset / "audio.i16", "<i2"), mean)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("wav", 1), ("wav", 2), ("flac", 6), ("ogg", 6), ("mp3", 2)])
+def test_what_is_decoded_in_blocks_is_the_same_sound(tmp_path, monkeypatch, suffix, channels):
+    file = tmp_path / f"a.{suffix}"
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.05, (132_301, channels)), 44_100)
+    with audio.opened(file) as recording:
+        whole = recording.read(0.5, 30.0)
+    monkeypatch.setattr(audio, "_BLOCK", 50_000)
+    with audio.opened(file) as recording:
+        assert np.array_equal(recording.read(0.5, 30.0), whole)
+        assert len(recording.read(1.0, 0.0)) == 0
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(17, 16_000), (1, 800_000)])
+def test_more_channels_and_higher_rates_than_anybody_speaks_in_are_unreadable(tmp_path, channels, rate):
+    """80 KB of Ogg can hold 2 GiB of silence."""
+    good = tiny.row(1, tiny.recording(tmp_path / "good.wav", 2.0), "the dose")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.05, (rate, channels)), rate)
+    _, verdicts, _ = prepared(tmp_path, [tiny.row(0, tmp_path / "a.wav", "start again"), good])
+    assert reasons(verdicts) == ["unreadable_audio", None]
+
+
+def test_the_memory_that_a_segment_takes_does_not_grow_with_its_channels(tmp_path):
+    rate = 96_000
+    soundfile.write(tmp_path / "a.flac", np.zeros((20 * rate, 8), np.int16), rate)
+    with audio.opened(tmp_path / "a.flac") as recording:
+        tracemalloc.start()
+        try:
+            recording.read(0.0, 20.0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 8 * rate * 20 * 2, "all channels of all frames"
 
 
 def test_m4a_is_read_by_the_other_decoder(tmp_path):
