@@ -121,9 +121,9 @@ _ALL: Final = (
     ),
     Reason(
         "on_two_sides",
-        "The same sentence is in the test data, so it is not trained on.",
+        "The same sentence or recording is in the test data, so it is not trained on.",
         "Nothing; or mark both with the same split.",
-        "repeating test sentences",
+        "repeating test data",
     ),
 )
 

@@ -74,20 +74,6 @@ def after_decoding(row: ManifestRow, samples: Samples, parameters: WhisperParame
     return None
 
 
-class Duplicates:
-    """Recordings and texts seen so far; 16 bytes for each, whatever their length."""
-
-    def __init__(self) -> None:
-        self._seen: dict[bytes, str] = {}
-
-    def check(self, row: ManifestRow, sound: bytes) -> Refusal | None:
-        """Refuse the sound (its ``fingerprint``) that an earlier row already brought, under whatever name."""
-        earlier = self._seen.setdefault(sound, row.file)
-        if earlier is row.file:
-            return None
-        return Refusal("duplicate", f"The same recording is already there as {earlier}.")
-
-
 def _clipped_share(samples: Samples) -> float:
     if samples.max() < CLIPPED_AT and samples.min() > -CLIPPED_AT:
         return 0.0  # as nearly always: nothing to count

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from schemas.splits import split_of, split_text_key
 from schemas.steps import Step
 from tests.unit.trainer import tiny
 from worker.trainer import audio, prepare
@@ -202,6 +203,56 @@ def test_a_text_that_is_tested_is_never_trained_on(tmp_path):
     _, verdicts, _ = prepared(tmp_path, rows)
     assert reasons(verdicts) == [None, "on_two_sides", None]
     assert verdicts[2]["split"] == "test"
+
+
+def recorded(tmp_path, *rows):
+    """Rows of one recording of 6 s, whose texts, if nothing else decided, would be on all sides."""
+    sound = tiny.recording(tmp_path / "one.wav", 6.0)
+    texts = {split_of(split_text_key(tiny.spoken(number))): tiny.spoken(number) for number in range(100)}
+    return [
+        tiny.row(number, sound, texts[side], audio_sha256="5" * 64, source="jsonl", **more)
+        for number, (side, more) in enumerate(rows)
+    ]
+
+
+def test_one_file_with_two_transcripts_is_used_once(tmp_path):
+    _, verdicts, _ = prepared(tmp_path, recorded(tmp_path, ("train", {}), ("dev", {}), ("test", {})))
+    assert reasons(verdicts) == [None, "duplicate", "duplicate"]
+
+
+def test_a_recording_and_a_piece_of_it_are_on_one_side(tmp_path):
+    piece = {"offset_s": 1.0, "duration_s": 2.0}
+    _, verdicts, _ = prepared(tmp_path, recorded(tmp_path, ("train", {}), ("test", piece)))
+    assert reasons(verdicts) == [None, None]
+    assert {one["split"] for one in verdicts} == {split_of("5" * 64)}
+
+
+def test_a_mark_binds_the_whole_recording(tmp_path):
+    pieces = [
+        ("train", {"offset_s": 0.0, "duration_s": 2.0, "split": "test"}),
+        ("dev", {"offset_s": 1.0, "duration_s": 2.0}),
+        ("test", {"offset_s": 2.0, "duration_s": 2.0, "split": "train"}),
+    ]
+    _, verdicts, _ = prepared(tmp_path, recorded(tmp_path, *pieces))
+    assert [one["split"] for one in verdicts] == ["test", "test", None]
+    assert verdicts[2]["reason"] == "The same recording is in the test data, so it is not used twice."
+
+
+def test_what_cannot_be_used_takes_no_other_row_with_it(tmp_path):
+    (tmp_path / "bad.wav").write_text("this is no sound")
+    rows = [
+        tiny.row(0, tiny.recording(tmp_path / "good.wav", 2.0), "the new dose", split="train"),
+        tiny.row(1, tmp_path / "bad.wav", "the new dose", split="test"),
+    ]
+    assert reasons(prepared(tmp_path, rows)[1]) == [None, "unreadable_audio"]
+
+
+def test_a_sound_that_several_rows_bring_is_kept_once_for_the_one_that_is_used(tmp_path):
+    first, second = recorded(tmp_path, ("train", {"split": "train"}), ("train", {"split": "test"}))
+    dataset, verdicts, result = prepared(tmp_path, [first, second])
+    assert reasons(verdicts) == ["on_two_sides", None]
+    assert (dataset / "audio.i16").stat().st_size == 2 * 6 * 16_000
+    assert result["figures"]["usable_s"] == 6.0
 
 
 def test_the_dataset_does_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
