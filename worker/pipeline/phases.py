@@ -1,16 +1,15 @@
 """The phases of a run, in order. Each reads what the one before left and says what it made."""
 
 import asyncio
-import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pydantic import ValidationError
 
 from schemas.failures import FailureClass
 from schemas.recipes import recipes, validated
 from schemas.status import Gate
-from schemas.steps import Source, Step, Verdict
+from schemas.steps import Source, Step
 from worker import __version__
 from worker.domain.gate import Measured, decide
 from worker.domain.outcome import Succeeded, Version
@@ -20,12 +19,11 @@ from worker.pipeline.addresses import Address, base_weights, inside, manifest_fo
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.checkpoints import newest_checkpoint
 from worker.pipeline.load import ManifestLimits, build_manifest
+from worker.pipeline.manifest_writer import verdicts_in
 from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
 from worker.pipeline.report import DataReport, check_floor, merge_verdicts
 from worker.pipeline.steps import Made, content_key, run_step
-
-_VERDICTS_LIMIT: Final = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,9 @@ async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared
     key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256, inputs.base_version)
     dataset = await run_step(attempt, parts, Step.PREPARE, inputs, addresses, key)
     assert inputs.load_verdicts is not None
-    known = await parts.storage.get_bytes(inputs.load_verdicts, _VERDICTS_LIMIT)
-    made = await parts.storage.get_bytes(f"{dataset.address}/verdicts.jsonl", _VERDICTS_LIMIT)
-    report = await asyncio.to_thread(lambda: merge_verdicts(_verdicts(known), _verdicts(made)))
+    known = await parts.storage.materialize(inputs.load_verdicts)
+    made = await parts.storage.materialize(f"{dataset.address}/verdicts.jsonl")
+    report = await asyncio.to_thread(lambda: merge_verdicts(verdicts_in(known), verdicts_in(made)))
     await until_answered(
         lambda: parts.data.set_verdicts(attempt.fence, report.items), parts.clock, what="write verdicts"
     )
@@ -218,7 +216,3 @@ def measured(figures: dict[str, Any]) -> Measured:
     except (KeyError, TypeError) as error:
         sentence = "The evaluation did not give all figures."
         raise StepFailed(FailureClass.BUG, "figures_missing", sentence, repr(error)) from error
-
-
-def _verdicts(lines: bytes) -> list[Verdict]:
-    return [Verdict.model_validate(json.loads(line)) for line in lines.splitlines() if line.strip()]

@@ -12,6 +12,8 @@ from schemas.verdicts import REASONS
 from worker.domain.data import DataItem, kind_of, stem_of
 from worker.errors import StepFailed
 from worker.pipeline.load import ManifestLimits, build_manifest
+from worker.pipeline.manifest_writer import SPELLED_OUT
+from worker.pipeline.report import merge_verdicts
 from worker.storage import FileStorage
 
 
@@ -221,6 +223,22 @@ async def test_too_many_files_fail_the_run_with_a_sentence(model, tmp_path):
     with pytest.raises(StepFailed, match="more than 3 files") as failed:
         await model.load(tmp_path / "m", ManifestLimits(files=3))
     assert failed.value.code == "too_many_files"
+
+
+async def test_of_a_broken_manifest_the_first_lines_are_spelled_out_and_all_are_counted(model, tmp_path):
+    audio = await model.add("a.wav")
+    broken = await model.add(
+        "broken.jsonl", "x\n" * (SPELLED_OUT + 500) + '{"audio_filepath": "a.wav", "text": "?"}\n' * 3
+    )
+    good = await model.add("good.jsonl", '{"audio_filepath": "a.wav", "text": "Hello."}')
+    manifest, rows, _ = await model.load(tmp_path / "m")
+    assert [row.data_ids for row in rows] == [[audio.id, good.id]]
+    assert len(manifest.verdicts_path.read_bytes().splitlines()) == SPELLED_OUT + 1 + 3
+    report = merge_verdicts(manifest.verdicts, [])
+    assert report.counts == manifest.counts == {"bad_manifest_line": SPELLED_OUT + 500, "empty_transcript": 3}
+    assert [item.data_ids for item in report.items] == [[broken.id]]
+    assert f"{SPELLED_OUT + 500} manifest lines not understood" in report.items[0].reason
+    assert "broken.jsonl, line 1:" in report.items[0].reason
 
 
 async def test_a_large_manifest_is_read_without_holding_it(model, tmp_path):
