@@ -64,7 +64,8 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         ) from error
     items = parts.data.of_model(run.custom_model_id)
     folder = attempt.folder / "load"
-    manifest = await build_manifest(items, parts.storage, folder, ManifestLimits(), attempt.sign_of_progress)
+    limits = ManifestLimits(longest_segment_s=parameters.get("longest_segment_s", ManifestLimits.longest_segment_s))
+    manifest = await build_manifest(items, parts.storage, folder, limits, attempt.sign_of_progress)
     prefix = f"runs/{run.id}/{run.attempt}/load"
     await parts.storage.put_file(manifest.path, f"{prefix}/manifest.jsonl")
     await parts.storage.put_file(manifest.verdicts_path, f"{prefix}/verdicts.jsonl")

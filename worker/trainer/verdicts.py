@@ -16,6 +16,9 @@ SILENT_RMS: Final = 10 ** (-60 / 20) * FULL_SCALE
 CLIPPED_SHARE: Final = 0.02
 """More than this share of samples at full scale: the microphone was overdriven beyond use."""
 CLIPPED_AT: Final = FULL_SCALE - 8
+_SLACK_S: Final = 0.5
+_SLACK: Final = 0.05
+"""A segment may end this much behind its recording, in seconds or as a part of its length, as times are rounded."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def too_long_recording(row: ManifestRow, duration_s: float, parameters: WhisperP
 def after_decoding(row: ManifestRow, samples: Samples, parameters: WhisperParameters) -> Refusal | None:
     """What only the sound can tell."""
     seconds = len(samples) / SAMPLE_RATE
-    if row.duration_s is not None and seconds < 0.5 * row.duration_s:
+    if row.duration_s is not None and seconds < row.duration_s - _slack_s(row.duration_s):
         return Refusal("too_short", f"The recording ends before the segment does ({seconds:.1f} s are there).")
     if seconds < parameters.shortest_segment_s:
         return _too_short(seconds, parameters)
@@ -72,6 +75,11 @@ def after_decoding(row: ManifestRow, samples: Samples, parameters: WhisperParame
     if (clipped := _clipped_share(samples)) > CLIPPED_SHARE:
         return Refusal("clipped", f"The recording is overdriven: {clipped:.0%} of it is cut off at full volume.")
     return None
+
+
+def _slack_s(duration_s: float) -> float:
+    """What of a segment may be missing, but never half of it: its words would be missing as well."""
+    return min(max(_SLACK_S, _SLACK * duration_s), 0.5 * duration_s)
 
 
 def _clipped_share(samples: Samples) -> float:

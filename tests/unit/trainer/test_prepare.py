@@ -193,6 +193,16 @@ def test_a_cue_past_the_end_of_the_recording_costs_only_itself(tmp_path):
     assert reasons(prepared(tmp_path, rows)[1]) == [None, "too_short"]
 
 
+@pytest.mark.parametrize(
+    ("lasts", "reason"), [(5.4, None), (5.6, "too_short"), (0.85, None), (20.9, None), (21.2, "too_short")]
+)
+def test_a_segment_may_end_only_a_little_behind_its_recording(tmp_path, lasts, reason):
+    there = 20.0 if lasts > 20 else 5.0 if lasts > 5 else 0.45
+    sound = tiny.recording(tmp_path / "a.wav", there)
+    rows = [tiny.row(0, sound, "the new dose", offset_s=0.0, duration_s=lasts, source="cue")]
+    assert reasons(prepared(tmp_path, rows)[1]) == [reason]
+
+
 def test_a_text_that_is_tested_is_never_trained_on(tmp_path):
     audio = [tiny.recording(tmp_path / f"{number}.wav", 2.0, number) for number in range(3)]
     rows = [
