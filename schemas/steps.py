@@ -96,6 +96,8 @@ class Verdict(Wire):
     reason: str | None = None
     duration_s: float | None = None
     split: Literal["train", "dev", "test"] | None = None
+    count: int = Field(default=1, ge=1)
+    """How many of its kind it stands for, where a file has too many of one to spell out."""
 
 
 def output_prefix(spec: StepSpec) -> str:

@@ -101,6 +101,12 @@ _ALL: Final = (
         "with a transcript of another recording",
     ),
     Reason(
+        "transcript_too_long",
+        "The transcript is longer than the model can write at once.",
+        "Cut the recording and its transcript into shorter pieces.",
+        "with too long a transcript",
+    ),
+    Reason(
         "untimed_long_recording",
         "The recording is long and its transcript has no times.",
         "Give a .vtt or .srt, or cut it into pieces of at most 30 s.",
@@ -115,9 +121,9 @@ _ALL: Final = (
     ),
     Reason(
         "on_two_sides",
-        "The same sentence is in the test data, so it is not trained on.",
+        "The same sentence or recording is in the test data, so it is not trained on.",
         "Nothing; or mark both with the same split.",
-        "repeating test sentences",
+        "repeating test data",
     ),
 )
 

@@ -59,7 +59,7 @@ async def add_base_language(settings: Settings, options: argparse.Namespace) -> 
             await storage.upload_folder(weights, address)
             general = None
             if options.general_set is not None:
-                general = await _general_set(settings, options.general_set, Path(scratch))
+                general = await _general_set(settings, options.general_set, weights, Path(scratch))
                 if general is None:
                     return complain(f"{options.general_set} could not be prepared; the reason stands above")
                 general_address = f"general/{options.key}/{(await asyncio.to_thread(tree_digest, general))[:16]}"
@@ -102,12 +102,12 @@ async def _trainer_program(settings: Settings, module: str, *arguments: str, spe
     return int(process.returncode or 0)
 
 
-async def _general_set(settings: Settings, manifest: Path, scratch: Path) -> Path | None:
+async def _general_set(settings: Settings, manifest: Path, base: Path, scratch: Path) -> Path | None:
     """Ordinary speech as a dataset, made by the recipe's own prepare step."""
     listed, output = scratch / "general.jsonl", scratch / "general"
     output.mkdir()
     rows_ = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(manifest.read_bytes().splitlines()):
         told = json.loads(line)
         audio = (manifest.parent / told["audio_filepath"]).resolve()
         rows_.append(
@@ -136,7 +136,7 @@ async def _general_set(settings: Settings, manifest: Path, scratch: Path) -> Pat
         recipe_version=recipe.version,
         seed=0,
         parameters=validated(recipe.name, {}),
-        inputs={"manifest": str(listed)},
+        inputs={"manifest": str(listed), "base": str(base)},
         output=str(output),
     )
     # Descriptor 3 carries events nobody reads here.

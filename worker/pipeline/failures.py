@@ -7,7 +7,7 @@ from typing import Final
 from schemas.failures import FailureClass
 from worker.domain.outcome import Failed, HandedOver, Lost
 from worker.domain.retry import RULES
-from worker.errors import NotStored, RunLost, StepFailed, StorageAway, StorageFull
+from worker.errors import NotStored, RunLost, StepFailed, StorageAway, StorageFull, TooLarge
 from worker.launchers.interface import LauncherUnavailable
 from worker.pipeline.steps import Stopped
 
@@ -16,6 +16,7 @@ _KNOWN: Final[tuple[tuple[type[BaseException], FailureClass, str], ...]] = (
     (StorageFull, FailureClass.INFRASTRUCTURE, "storage_full"),
     (StorageAway, FailureClass.INFRASTRUCTURE, "storage_away"),
     (NotStored, FailureClass.INFRASTRUCTURE, "artifact_missing"),
+    (TooLarge, FailureClass.INFRASTRUCTURE, "artifact_too_large"),
     (MemoryError, FailureClass.OUT_OF_MEMORY, "worker_memory"),
 )
 """The first that fits counts: narrower ones stand first."""

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from schemas.splits import split_text_key
 from schemas.steps import ManifestRow, Verdict
+
+SPELLED_OUT: Final = 1_000
+"""Refusals of one file for one reason; of a broken manifest a line of two bytes makes a verdict of two hundred."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,21 @@ class Manifest:
     verdicts_path: Path
     """JSON lines of ``Verdict``: what is not used, as far as that is known without decoding."""
     counts: dict[str, int]
-    """Verdicts by reason code."""
+    """Refusals by reason code."""
     digests_path: Path
     """One JSON object: SHA-256 of every file by its id, whether it is used or not."""
 
     @property
     def verdicts(self) -> Iterator[Verdict]:
         """The verdicts, read as they are asked for."""
-        with self.verdicts_path.open("rb") as lines:
-            for line in lines:
-                yield Verdict.model_validate_json(line)
+        return verdicts_in(self.verdicts_path)
+
+
+def verdicts_in(path: Path) -> Iterator[Verdict]:
+    """The verdicts of a file of JSON lines, read as they are asked for."""
+    with path.open("rb") as lines:
+        for line in filter(bytes.strip, lines):
+            yield Verdict.model_validate_json(line)
 
 
 class ManifestWriter:
@@ -50,6 +58,9 @@ class ManifestWriter:
         self._count = 0
         self._counts: Counter[str] = Counter()
         self._seen: set[bytes] = set()
+        self._told: dict[tuple[int | str, ...], tuple[int, Verdict]] = {}
+        """Of the file that is being read: how many refusals of each kind it has, and the last of them."""
+        self._reading: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +91,17 @@ class ManifestWriter:
         self._count += 1
 
     def refuse(self, data_ids: list[int], where: str, code: str, sentence: str) -> None:
-        """Say why something is not used."""
+        """Say why something is not used; from `SPELLED_OUT` of a kind on, how many more a file has.
+
+        Args:
+            data_ids: the last is the file that is being read.
+            where: file, or file and line.
+            code: see ``schemas.verdicts``.
+            sentence: for its owner.
+        """
+        if data_ids[-1] != self._reading:
+            self._count_the_rest()
+            self._reading = data_ids[-1]
         waiting = code == "waiting_for_pair"
         verdict = Verdict(
             data_ids=data_ids,
@@ -89,11 +110,23 @@ class ManifestWriter:
             reason_code=code,
             reason=sentence,
         )
-        self._verdicts.write(verdict.model_dump_json().encode() + b"\n")
+        told = self._told.get((*data_ids, code), (0, verdict))[0] + 1
+        self._told[(*data_ids, code)] = (told, verdict)
+        if told <= SPELLED_OUT:
+            self._verdicts.write(verdict.model_dump_json().encode() + b"\n")
         self._counts[code] += 1
+
+    def _count_the_rest(self) -> None:
+        """One verdict for all refusals of a kind that were not spelled out."""
+        for told, verdict in self._told.values():
+            if told > SPELLED_OUT:
+                rest = verdict.model_copy(update={"count": told - SPELLED_OUT})
+                self._verdicts.write(rest.model_dump_json().encode() + b"\n")
+        self._told.clear()
 
     def finished(self, digests: dict[int, str]) -> Manifest:
         """Everything is written but what the files held, by their ids."""
+        self._count_the_rest()
         self._rows.close()
         self._verdicts.close()
         self._digests_path.write_text(json.dumps(digests), encoding="ascii")

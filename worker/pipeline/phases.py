@@ -1,7 +1,6 @@
 """The phases of a run, in order. Each reads what the one before left and says what it made."""
 
 import asyncio
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from schemas.failures import FailureClass
 from schemas.recipes import recipes, validated
 from schemas.status import Gate
-from schemas.steps import Source, Step, Verdict
+from schemas.steps import Source, Step
 from worker import __version__
 from worker.domain.gate import Measured, decide
 from worker.domain.outcome import Succeeded, Version
@@ -20,13 +19,14 @@ from worker.pipeline.addresses import Address, base_weights, inside, manifest_fo
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.checkpoints import newest_checkpoint
 from worker.pipeline.load import ManifestLimits, build_manifest
+from worker.pipeline.manifest_writer import verdicts_in
 from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
 from worker.pipeline.report import DataReport, check_floor, merge_verdicts
 from worker.pipeline.steps import Made, content_key, run_step
 
-_VERDICTS_LIMIT: Final = 256 * 2**20
 _DIGESTS: Final = TypeAdapter(dict[int, str])
+_DIGESTS_LIMIT: Final = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         ) from error
     items = parts.data.of_model(run.custom_model_id)
     folder = attempt.folder / "load"
-    manifest = await build_manifest(items, parts.storage, folder, ManifestLimits(), attempt.sign_of_progress)
+    limits = ManifestLimits(longest_segment_s=parameters.get("longest_segment_s", ManifestLimits.longest_segment_s))
+    manifest = await build_manifest(items, parts.storage, folder, limits, attempt.sign_of_progress)
     prefix = f"runs/{run.id}/{run.attempt}/load"
     await parts.storage.put_file(manifest.path, f"{prefix}/manifest.jsonl")
     await parts.storage.put_file(manifest.verdicts_path, f"{prefix}/verdicts.jsonl")
@@ -94,13 +95,14 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
 async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared:
     """Decode, judge every file, make the dataset; fail only below the floor of usable audio."""
     manifest = await manifest_for_step(attempt, parts, inputs)
-    key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256)
-    dataset = await run_step(attempt, parts, Step.PREPARE, inputs, {"manifest": manifest}, key)
+    addresses = {"manifest": manifest, "base": await base_weights(parts, inputs)}  # whose tokenizer bounds transcripts
+    key = content_key(Step.PREPARE, inputs, inputs.manifest_sha256, inputs.base_version)
+    dataset = await run_step(attempt, parts, Step.PREPARE, inputs, addresses, key)
     assert inputs.load_verdicts is not None
-    known = await parts.storage.get_bytes(inputs.load_verdicts, _VERDICTS_LIMIT)
-    made = await parts.storage.get_bytes(f"{dataset.address}/verdicts.jsonl", _VERDICTS_LIMIT)
-    report = await asyncio.to_thread(lambda: merge_verdicts(_verdicts(known), _verdicts(made)))
-    digests = b"{}" if inputs.digests is None else await parts.storage.get_bytes(inputs.digests, _VERDICTS_LIMIT)
+    known = await parts.storage.materialize(inputs.load_verdicts)
+    made = await parts.storage.materialize(f"{dataset.address}/verdicts.jsonl")
+    report = await asyncio.to_thread(lambda: merge_verdicts(verdicts_in(known), verdicts_in(made)))
+    digests = b"{}" if inputs.digests is None else await parts.storage.get_bytes(inputs.digests, _DIGESTS_LIMIT)
     judged = await asyncio.to_thread(_DIGESTS.validate_json, digests)
     await until_answered(
         lambda: parts.data.set_verdicts(attempt.fence, attempt.run.custom_model_id, report.items, judged),
@@ -224,7 +226,3 @@ def measured(figures: dict[str, Any]) -> Measured:
     except (KeyError, TypeError) as error:
         sentence = "The evaluation did not give all figures."
         raise StepFailed(FailureClass.BUG, "figures_missing", sentence, repr(error)) from error
-
-
-def _verdicts(lines: bytes) -> list[Verdict]:
-    return [Verdict.model_validate(json.loads(line)) for line in lines.splitlines() if line.strip()]

@@ -92,11 +92,11 @@ def merge_verdicts(load: Iterable[Verdict], prepare: Iterable[Verdict]) -> DataR
                     tallies[item].seconds += length if at == 0 else 0.0
                 continue
             code = verdict.reason_code or "rejected"
-            counts[code] += 1
+            counts[code] += verdict.count
             if len(rejections) < SHOWN:
                 rejections.append(verdict)
             for item in verdict.data_ids:
-                tallies[item].reasons[code] += 1
+                tallies[item].reasons[code] += verdict.count
                 tallies[item].first.setdefault(code, verdict)
     return DataReport(
         items=[_of_item(item, tallies[item]) for item in sorted(tallies)],

@@ -6,7 +6,7 @@ Only the wanted seconds are ever in memory: a two-hour recording is read cue by 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,11 @@ FULL_SCALE: Final = 32_767
 _TRUNCATED: Final = 0.95
 """A file that holds less than this share of the frames that its header promises was cut off."""
 _SLACK_S: Final = 0.25
+_MOST_CHANNELS: Final = 16
+_HIGHEST_RATE: Final = 768_000
+"""Hz. Nobody records speech with more; a header of a few bytes can ask for gigabytes."""
+_BLOCK: Final = 1 << 22
+"""Samples of all channels together that are decoded at once: most segments, whole."""
 _READY: Final = "PCM_16"
 """How libsndfile names samples that are int16 in the file."""
 _WHOLE_NUMBERS: Final = "PCM"
@@ -53,6 +58,8 @@ def opened(path: Path) -> Iterator[Recording]:
         with soundfile.SoundFile(path) as file:
             if file.samplerate <= 0 or file.channels <= 0:
                 raise UnreadableAudioError("it has no sound in it")
+            if file.channels > _MOST_CHANNELS or file.samplerate > _HIGHEST_RATE:
+                raise UnreadableAudioError(f"it has {file.channels} channels at {file.samplerate} Hz")
             yield _Sound(file)
     except soundfile.LibsndfileError as error:
         if not _is_unknown_format(error):
@@ -88,15 +95,22 @@ class _Sound:
         promised = min(wanted, self._file.frames - start)
         # libsndfile takes eight times as long to turn what is int16 already into floats as numpy does.
         ready = self._file.subtype == _READY
-        frames = self._file.read(promised, dtype="int16" if ready else "float32", always_2d=True)
-        if len(frames) < _TRUNCATED * promised - _SLACK_S * rate:
+        sound = self._mono(promised, "int16" if ready else "float32")
+        if len(sound) < _TRUNCATED * promised - _SLACK_S * rate:
             raise UnreadableAudioError("it breaks off before its end")
-        sound = frames.mean(axis=1, dtype=np.float32) if frames.shape[1] > 1 else frames[:, 0]
         if not self._file.subtype.startswith(_WHOLE_NUMBERS) and not np.isfinite(sound).all():
             raise UnreadableAudioError("it holds samples that are no numbers")
         if ready:
             return sound if sound.dtype == np.int16 and rate == SAMPLE_RATE else _resampled(sound, rate)
         return to_samples(sound, rate)
+
+    def _mono(self, promised: int, kind: str) -> npt.NDArray[Any]:
+        """The mean of all channels of at most `promised` frames; of the single channels only a block is in memory."""
+        most, pieces = _BLOCK // self._file.channels, []
+        for start in range(0, max(1, promised), most):
+            frames = self._file.read(min(most, promised - start), dtype=kind, always_2d=True)
+            pieces.append(frames.mean(axis=1, dtype=np.float32) if frames.shape[1] > 1 else frames[:, 0])
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def to_samples(sound: _Float, rate: int) -> Samples:

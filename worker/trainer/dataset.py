@@ -71,7 +71,7 @@ class Dataset:
     """Utterances and their sound."""
 
     def __init__(self, folder: Path) -> None:
-        lines = (folder / "index.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "index.jsonl").read_bytes().splitlines()  # str would split at U+2028 as well
         self.utterances = [Utterance(**json.loads(line)) for line in lines]
         self._samples = np.memmap(folder / "audio.i16", dtype="<i2", mode="r")
 

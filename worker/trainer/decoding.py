@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worker.trainer.tokens import LONGEST_TEXT
 from worker.trainer.whisper import WINDOW_S, Whisper
 
-LONGEST: Final = 224
-"""Tokens for 30 s, half of Whisper's text window, as in the original."""
-_TOKENS_A_SECOND: Final = 12
+_TOKENS_A_SECOND: Final = 30
+"""Scripts that the tokenizer spells in bytes take several tokens a letter; English takes about 4 a second."""
 _TOKENS_SPARE: Final = 24
 _REPEATS: Final = 4
 """A phrase said this often in a row is a loop; single tokens may be said twice as often (1,000,000)."""
@@ -30,7 +30,7 @@ class Hypothesis:
 
 def token_limit(seconds: float) -> int:
     """Most tokens that can be spoken in these seconds."""
-    return min(LONGEST, _TOKENS_SPARE + round(_TOKENS_A_SECOND * min(seconds, WINDOW_S)))
+    return min(LONGEST_TEXT, _TOKENS_SPARE + round(_TOKENS_A_SECOND * min(seconds, WINDOW_S)))
 
 
 def greedy(model: Whisper, states: Tensor, limits: list[int], language: str | None = None) -> list[Hypothesis]:

@@ -220,4 +220,4 @@ def _compared(rows: list[Row], seed: int) -> dict[str, Any] | None:
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that this step left in its output."""
-    return [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / ROWS).read_bytes().splitlines()]

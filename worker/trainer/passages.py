@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from worker.trainer.dataset import Passage, Utterance
-from worker.trainer.decoding import LONGEST
 from worker.trainer.states import TAIL_S
+from worker.trainer.tokens import LONGEST_TEXT
 from worker.trainer.whisper import WINDOW_S
 
 LONGEST_S: Final = WINDOW_S - TAIL_S
@@ -36,7 +36,7 @@ def joined(utterances: Sequence[Utterance], seed: str, tokens: Callable[[str], i
         for one in spoken:
             written += (more := tokens(one.text))
             longer = passage.followed_by(one, source.uniform(*_PAUSES_S))
-            if passage.utterances and (longer.seconds > wanted_s or written > LONGEST):
+            if passage.utterances and (longer.seconds > wanted_s or written > LONGEST_TEXT):
                 passages.append(passage)
                 passage, longer, written = Passage(), Passage().followed_by(one, 0.0), more
             if not passage.utterances:

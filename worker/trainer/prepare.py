@@ -3,8 +3,9 @@
 import hashlib
 import json
 import shutil
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -13,7 +14,8 @@ from worker.trainer.audio import SAMPLE_RATE
 from worker.trainer.segments import Segment, cores, decoded
 from worker.trainer.sides import Sides
 from worker.trainer.step import StepRun, write_json
-from worker.trainer.verdicts import Duplicates
+from worker.trainer.tokens import Lengths
+from worker.trainer.verdicts import Refusal
 
 DATASET: Final = "dataset"
 VERDICTS: Final = "verdicts.jsonl"
@@ -66,43 +68,86 @@ def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
     partial.mkdir(parents=True)
     with manifest.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
-    writer = _Writer(Sides(rows(manifest)))
+    with (partial / "audio.i16").open("wb") as audio:
+        sounds = _Sounds(audio, Lengths(lambda: run.input("base")))
+        for done, segment in enumerate(decoded(rows(manifest), run.parameters, cores()), start=1):
+            sounds.take(segment)
+            if done % _CHECK_STOP_EVERY == 0:
+                run.stop.check()
+                run.progress(100 * done / total, audio_s=sounds.end / SAMPLE_RATE, note="reading recordings")
+    judged = _Judge(Sides(lambda: (row for row, place in sounds.of(rows(manifest)) if isinstance(place, range))))
     with (
-        (partial / "audio.i16").open("wb") as audio,
         (partial / "index.jsonl").open("w", encoding="utf-8") as index,
         (run.output / VERDICTS).open("w", encoding="utf-8") as verdicts,
     ):
-        for done, segment in enumerate(decoded(rows(manifest), run.parameters, cores()), start=1):
-            verdicts.write(writer.take(segment, audio, index).model_dump_json() + "\n")
-            if done % _CHECK_STOP_EVERY == 0:
-                run.stop.check()
-                run.progress(100 * done / total, audio_s=writer.start / SAMPLE_RATE, note="reading recordings")
-    summary = {"key": key, "rows": total, **writer.summary()}
+        for row, place in sounds.of(rows(manifest)):
+            verdicts.write(judged.take(row, place, index).model_dump_json() + "\n")
+    summary = {"key": key, "rows": total, **judged.summary(), "audio_sha256": sounds.sha256}
     write_json(partial / "summary.json", summary)
     partial.rename(run.output / DATASET)
     return summary
 
 
-class _Writer:
-    """Writes accepted segments one after the other and counts everything."""
+class _Sounds:
+    """The sound of every row that has a good one, written once however many rows bring it, and why others have none.
+
+    Holds 16 bytes for each row, and about 150 for each sound.
+    """
+
+    def __init__(self, audio: IO[bytes], lengths: Lengths) -> None:
+        self.end = 0
+        """In samples."""
+        self._audio, self._lengths = audio, lengths
+        self._digest = hashlib.sha256()
+        self._known: dict[bytes, int] = {}
+        self._starts, self._ends = array("q"), array("q")
+        self._refusals: dict[int, Refusal] = {}
+
+    def take(self, segment: Segment) -> None:
+        """Write the next row's sound if it is good and new."""
+        refusal, samples = segment.refusal or self._lengths.refusal(segment.row.text), segment.samples
+        start = end = 0
+        if refusal is not None or samples is None:
+            assert refusal is not None
+            self._refusals[len(self._starts)] = refusal
+        else:
+            start = self._known.setdefault(segment.fingerprint, self.end)
+            end = start + len(samples)
+            if start == self.end:
+                sound = samples.astype("<i2", copy=False).data
+                self._audio.write(sound)
+                self._digest.update(sound)
+                self.end = end
+        self._starts.append(start)
+        self._ends.append(end)
+
+    def of(self, rows: Iterable[ManifestRow]) -> Iterator[tuple[ManifestRow, range | Refusal]]:
+        """Each of the rows, which are those that were taken, with its samples' place or what is wrong with it."""
+        for number, (row, start, end) in enumerate(zip(rows, self._starts, self._ends, strict=True)):
+            yield row, self._refusals.get(number) or range(start, end)
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was written."""
+        return self._digest.hexdigest()
+
+
+class _Judge:
+    """Says of every row whether it is used, and counts everything."""
 
     def __init__(self, sides: Sides) -> None:
-        self.start = 0
         self._sides = sides
-        self._duplicates = Duplicates()
-        self._digest = hashlib.sha256()
+        self._used: dict[int, str] = {}
+        """First sample of each sound that is used, and the file that it is used from."""
         self._seconds: Counter[str] = Counter()
         self._segments: Counter[str] = Counter()
         self._speakers: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
 
-    def take(self, segment: Segment, audio: IO[bytes], index: IO[str]) -> Verdict:
-        """Write one segment if it is good, and say what became of it."""
-        row, samples = segment.row, segment.samples
-        refusal = segment.refusal or self._sides.refusal(row)
-        if refusal is None and samples is not None:
-            refusal = self._duplicates.check(row, segment.fingerprint)
-        if refusal is not None or samples is None:
+    def take(self, row: ManifestRow, place: range | Refusal, index: IO[str]) -> Verdict:
+        """List one row if it is good, and say what became of it."""
+        refusal = place if isinstance(place, Refusal) else self._sides.refusal(row) or self._duplicate(row, place.start)
+        if isinstance(place, Refusal) or refusal is not None:
             assert refusal is not None
             self._rejected[refusal.code] += 1
             return Verdict(
@@ -114,14 +159,11 @@ class _Writer:
                 reason=refusal.sentence,
                 duration_s=row.duration_s,
             )
-        split, seconds = self._sides.split(row), len(samples) / SAMPLE_RATE
-        sound = samples.astype("<i2", copy=False).data
-        audio.write(sound)
-        self._digest.update(sound)
+        split, seconds = self._sides.split(row), len(place) / SAMPLE_RATE
         entry = {
             "row": row.row,
-            "start_sample": self.start,
-            "samples": len(samples),
+            "start_sample": place.start,
+            "samples": len(place),
             "text": row.text.strip(),
             "speaker": row.speaker,
             "split": split,
@@ -129,7 +171,6 @@ class _Writer:
             "offset_s": row.offset_s,
         }
         index.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self.start += len(samples)
         self._segments[split] += 1
         self._seconds[split] += seconds  # type: ignore[assignment] # a Counter adds floats as well
         self._speakers[row.speaker or ""] += seconds  # type: ignore[assignment]
@@ -142,6 +183,13 @@ class _Writer:
             split=split,
         )
 
+    def _duplicate(self, row: ManifestRow, start: int) -> Refusal | None:
+        """Refuse the sound that an earlier row already brought, under whatever name."""
+        if start not in self._used:
+            self._used[start] = row.file
+            return None
+        return Refusal("duplicate", f"The same recording is already there as {self._used[start]}.")
+
     def summary(self) -> dict[str, Any]:
         """Counts and seconds, for the data report."""
         return {
@@ -149,7 +197,6 @@ class _Writer:
             "rejected": dict(self._rejected.most_common()),
             "segments": dict(self._segments),
             "seconds": {split: round(seconds, 3) for split, seconds in self._seconds.items()},
-            "usable_s": round(self.start / SAMPLE_RATE, 3),
+            "usable_s": round(sum(self._seconds.values()), 3),
             "speakers": {name: round(seconds, 3) for name, seconds in self._speakers.most_common()},
-            "audio_sha256": self._digest.hexdigest(),
         }

@@ -16,8 +16,9 @@ SILENT_RMS: Final = 10 ** (-60 / 20) * FULL_SCALE
 CLIPPED_SHARE: Final = 0.02
 """More than this share of samples at full scale: the microphone was overdriven beyond use."""
 CLIPPED_AT: Final = FULL_SCALE - 8
-LONGEST_TRANSCRIPT: Final = 440
-"""Tokens that fit Whisper's decoder beside its prompt; a transcript has at least one token for 8 characters."""
+_SLACK_S: Final = 0.5
+_SLACK: Final = 0.05
+"""A segment may end this much behind its recording, in seconds or as a part of its length, as times are rounded."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def too_long_recording(row: ManifestRow, duration_s: float, parameters: WhisperP
 def after_decoding(row: ManifestRow, samples: Samples, parameters: WhisperParameters) -> Refusal | None:
     """What only the sound can tell."""
     seconds = len(samples) / SAMPLE_RATE
-    if row.duration_s is not None and seconds < 0.5 * row.duration_s:
+    if row.duration_s is not None and seconds < row.duration_s - _slack_s(row.duration_s):
         return Refusal("too_short", f"The recording ends before the segment does ({seconds:.1f} s are there).")
     if seconds < parameters.shortest_segment_s:
         return _too_short(seconds, parameters)
-    if len(row.text.strip()) > parameters.fastest_speech_cps * seconds or len(row.text) > 8 * LONGEST_TRANSCRIPT:
+    if len(row.text.strip()) > parameters.fastest_speech_cps * seconds:
         return Refusal(
             "transcript_too_long_for_audio",
             f"{len(row.text.split())} words in {seconds:.1f} s: the transcript cannot belong to this recording.",
@@ -76,18 +77,9 @@ def after_decoding(row: ManifestRow, samples: Samples, parameters: WhisperParame
     return None
 
 
-class Duplicates:
-    """Recordings and texts seen so far; 16 bytes for each, whatever their length."""
-
-    def __init__(self) -> None:
-        self._seen: dict[bytes, str] = {}
-
-    def check(self, row: ManifestRow, sound: bytes) -> Refusal | None:
-        """Refuse the sound (its ``fingerprint``) that an earlier row already brought, under whatever name."""
-        earlier = self._seen.setdefault(sound, row.file)
-        if earlier is row.file:
-            return None
-        return Refusal("duplicate", f"The same recording is already there as {earlier}.")
+def _slack_s(duration_s: float) -> float:
+    """What of a segment may be missing, but never half of it: its words would be missing as well."""
+    return min(max(_SLACK_S, _SLACK * duration_s), 0.5 * duration_s)
 
 
 def _clipped_share(samples: Samples) -> float:

@@ -122,8 +122,9 @@ class Whisper(nn.Module):
         return int(self.config.eos_token_id)
 
     def words(self, text: str) -> list[int]:
-        """A transcript's tokens, as Whisper writes it: with a blank in front, without special tokens."""
-        return list(self.tokenizer(" " + text.strip(), add_special_tokens=False).input_ids)
+        """A transcript's tokens, as Whisper writes it: with a blank in front; names of special tokens are letters."""
+        written = " " + text.strip()
+        return list(self.tokenizer(written, add_special_tokens=False, split_special_tokens=True).input_ids)
 
     def written(self, text: str) -> int:
         """How many tokens a transcript takes."""

@@ -4,14 +4,20 @@ import hashlib
 import json
 import random
 import tracemalloc
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from schemas.steps import ManifestRow
 from schemas.verdicts import REASONS
+from worker.clock import Clock
 from worker.domain.data import DataItem, kind_of, stem_of
 from worker.errors import StepFailed
+from worker.pipeline import phases
 from worker.pipeline.load import ManifestLimits, build_manifest
+from worker.pipeline.manifest_writer import SPELLED_OUT
+from worker.pipeline.report import merge_verdicts
 from worker.storage import FileStorage
 
 
@@ -34,18 +40,25 @@ class Model:
         self.items.append(item)
         return item
 
-    async def load(self, folder, limits: ManifestLimits | None = None, items: list[DataItem] | None = None):
-        async def every():
-            for item in self.items if items is None else items:
-                yield item
+    async def every(self, *_, items: list[DataItem] | None = None):
+        for item in self.items if items is None else items:
+            yield item
 
-        manifest = await build_manifest(every(), self.storage, folder, limits or ManifestLimits())
+    async def load(self, folder, limits: ManifestLimits | None = None, items: list[DataItem] | None = None):
+        manifest = await build_manifest(self.every(items=items), self.storage, folder, limits or ManifestLimits())
         rows = [ManifestRow.model_validate_json(line) for line in manifest.path.read_bytes().splitlines()]
         assert [row.row for row in rows] == list(range(manifest.rows))
         assert hashlib.sha256(manifest.path.read_bytes()).hexdigest() == manifest.sha256
         verdicts = list(manifest.verdicts)
         assert all(verdict.reason_code in REASONS and verdict.reason.endswith(".") for verdict in verdicts)
         return manifest, rows, {verdict.file: verdict.reason_code for verdict in verdicts}
+
+
+def answer(value):
+    async def told(*_):
+        return value
+
+    return told
 
 
 @pytest.fixture
@@ -223,6 +236,47 @@ async def test_too_many_files_fail_the_run_with_a_sentence(model, tmp_path):
     assert failed.value.code == "too_many_files"
 
 
+async def test_of_a_broken_manifest_the_first_lines_are_spelled_out_and_all_are_counted(model, tmp_path):
+    audio = await model.add("a.wav")
+    broken = await model.add(
+        "broken.jsonl", "x\n" * (SPELLED_OUT + 500) + '{"audio_filepath": "a.wav", "text": "?"}\n' * 3
+    )
+    good = await model.add("good.jsonl", '{"audio_filepath": "a.wav", "text": "Hello."}')
+    manifest, rows, _ = await model.load(tmp_path / "m")
+    assert [row.data_ids for row in rows] == [[audio.id, good.id]]
+    assert len(manifest.verdicts_path.read_bytes().splitlines()) == SPELLED_OUT + 1 + 3
+    report = merge_verdicts(manifest.verdicts, [])
+    assert report.counts == manifest.counts == {"bad_manifest_line": SPELLED_OUT + 500, "empty_transcript": 3}
+    assert [item.data_ids for item in report.items] == [[broken.id]]
+    assert f"{SPELLED_OUT + 500} manifest lines not understood" in report.items[0].reason
+    assert "broken.jsonl, line 1:" in report.items[0].reason
+
+
+async def test_cues_are_cut_to_the_longest_segment_that_the_run_wants(model, tmp_path):
+    await model.add("talk.wav")
+    times = [f"00:00:{start:02}.000 --> 00:00:{start + 3:02}.000" for start in range(0, 57, 3)]
+    await model.add("talk.vtt", "WEBVTT\n\n" + "\n\n".join(f"{time}\nwords {n}" for n, time in enumerate(times)))
+    base = SimpleNamespace(
+        id=1, key="en", recipe="whisper", hyper_parameters={}, weights="/base", version="1", general_set=None
+    )
+    lengths = {}
+    for wanted_s in (10, 30):
+        run = SimpleNamespace(
+            id="r", attempt=wanted_s, inputs=None, base_language_id=1, custom_model_id=2,
+            wanted_parameters={"longest_segment_s": wanted_s},
+        )  # fmt: skip
+        attempt: Any = SimpleNamespace(run=run, folder=tmp_path, sign_of_progress=lambda: None, fence=None)
+        parts: Any = SimpleNamespace(
+            storage=model.storage, clock=Clock(), data=SimpleNamespace(of_model=model.every),
+            models=SimpleNamespace(base_language=answer(base)),
+            runs=SimpleNamespace(fix_inputs=lambda _, inputs: answer(inputs)()),
+        )  # fmt: skip
+        inputs = await phases.load(attempt, parts)
+        lines = (await model.storage.get_bytes(inputs.manifest, 1 << 20)).splitlines()
+        lengths[wanted_s] = max(ManifestRow.model_validate_json(line).duration_s for line in lines)
+    assert lengths == {10: 9.0, 30: 21.0}
+
+
 async def test_a_large_manifest_is_read_without_holding_it(model, tmp_path):
     await model.add("a.wav")
     count = 10_000
@@ -236,13 +290,9 @@ async def test_a_large_manifest_is_read_without_holding_it(model, tmp_path):
     assert size > 10_000_000
     del data
 
-    async def every():
-        for item in model.items:
-            yield item
-
     tracemalloc.start()
     try:
-        manifest = await build_manifest(every(), model.storage, tmp_path / "m", ManifestLimits())
+        manifest = await build_manifest(model.every(), model.storage, tmp_path / "m", ManifestLimits())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -1,11 +1,22 @@
 """What became of a run's data."""
 
+import tracemalloc
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from schemas.failures import FailureClass
 from schemas.steps import Verdict
-from worker.errors import StepFailed
+from worker.clock import Clock
+from worker.domain.run import RunInputs
+from worker.errors import StepFailed, TooLarge
+from worker.metrics import Metrics
+from worker.pipeline import phases
+from worker.pipeline.failures import outcome_of
 from worker.pipeline.report import SHOWN, check_floor, merge_verdicts
+from worker.pipeline.steps import Made
+from worker.storage import FileStorage
 
 
 def accepted(ids, seconds, split="train"):
@@ -67,3 +78,49 @@ def test_below_the_floor_the_run_fails_with_the_counts():
 def test_nothing_to_train_on_is_said_so():
     with pytest.raises(StepFailed, match="none is left to train on"):
         check_floor(merge_verdicts([], [accepted([1], 100, "test")]), 60)
+
+
+def test_a_verdict_may_stand_for_many():
+    rest = rejected([1], "bad_manifest_line").model_copy(update={"count": 500})
+    report = merge_verdicts([rejected([1], "bad_manifest_line"), rejected([1], "silent"), rest], [])
+    assert report.counts == {"bad_manifest_line": 501, "silent": 1}
+    assert "501 manifest lines not understood, 1 silent" in report.items[0].reason
+
+
+async def test_verdicts_are_read_without_holding_them(tmp_path, monkeypatch):
+    """However many segments a run has: a million of them have 250 MB of verdicts."""
+    storage = FileStorage(tmp_path)
+    lines = accepted([1, 2], 1.0).model_dump_json().encode() + b"\n"
+    await storage.put_bytes("load.jsonl", b"")
+    await storage.put_bytes("made/verdicts.jsonl", lines * 40_000)
+    inputs = RunInputs(
+        manifest="m", manifest_sha256="0", rows=1, base_language_id=1, base_key="en", base_weights="/base",
+        base_version="1", recipe="whisper", recipe_version="1", seed=0, load_verdicts="load.jsonl",
+    )  # fmt: skip
+
+    async def made(*_: Any, **__: Any) -> Made:
+        return Made("/made", "made", "0", {}, reused=False)
+
+    async def nothing(*_: Any) -> None:
+        return
+
+    monkeypatch.setattr(phases, "manifest_for_step", nothing)
+    monkeypatch.setattr(phases, "run_step", made)
+    parts: Any = SimpleNamespace(
+        storage=storage, clock=Clock(), metrics=Metrics(), minimum_audio_s=60.0,
+        data=SimpleNamespace(set_verdicts=nothing), runs=SimpleNamespace(record_data_report=nothing),
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        prepared = await phases.prepare(SimpleNamespace(fence=None), parts, inputs)  # type: ignore[arg-type]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    await storage.aclose()
+    assert prepared.report.segments == {"train": 40_000}
+    assert peak < len(lines) * 40_000 / 2
+
+
+def test_what_is_larger_than_its_reader_allows_is_named():
+    failed = outcome_of(TooLarge("runs/1/1/verdicts.jsonl has more than 100 bytes"))
+    assert (failed.failure_class, failed.code) == (FailureClass.INFRASTRUCTURE, "artifact_too_large")

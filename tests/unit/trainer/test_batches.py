@@ -10,8 +10,10 @@ from schemas.steps import Step
 from tests.unit.trainer import tiny
 from worker.trainer.batches import Batches
 from worker.trainer.dataset import Dataset
+from worker.trainer.objective import Targets
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import ALONE
+from worker.trainer.tokens import LONGEST_TEXT
 from worker.trainer.whisper import Whisper, processor
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default"), pytest.mark.timeout(600)]
@@ -77,3 +79,10 @@ def test_passages_come_in_their_share_of_the_steps_and_hold_as_many_utterances(m
     tokens = [sum(len(batch.wanted) for batch in batches) for batches in (single, joined)]
     assert tokens[1] > 0.9 * tokens[0]
     assert max(batch.inputs.shape[1] for batch in joined) > 2 * max(batch.inputs.shape[1] for batch in single)
+
+
+def test_the_longest_transcript_has_its_place_in_the_decoder_and_words_in_brackets_are_no_orders(model):
+    """A multilingual base's prompt has two tokens more than the tiny one's."""
+    assert model.end not in model.words("so <|endoftext|> he said")
+    inputs, _ = Targets(model, ["e" * (LONGEST_TEXT - 1)], None).batch([0], model.filters.device)
+    assert LONGEST_TEXT < inputs.shape[1] <= model.config.max_target_positions - 2

@@ -20,6 +20,7 @@ from worker.trainer.scoring import (
     word_errors,
 )
 from worker.trainer.sides import Sides
+from worker.trainer.tokens import LONGEST_TEXT
 
 pytestmark = pytest.mark.trainer
 
@@ -61,7 +62,7 @@ def test_a_loop_is_what_repeats_a_phrase_four_times(tokens, repeats):
 
 
 def test_an_utterance_gets_no_more_tokens_than_can_be_spoken():
-    assert token_limit(1.0) < token_limit(10.0) <= token_limit(60.0) == 224
+    assert token_limit(1.0) < token_limit(10.0) < token_limit(60.0) == LONGEST_TEXT
 
 
 def test_every_epoch_sees_every_utterance_once_in_an_order_that_only_seed_and_epoch_decide():
@@ -81,11 +82,11 @@ def test_adding_data_never_moves_a_row_and_pieces_of_a_recording_stay_together(t
     def rows(count) -> list[ManifestRow]:
         return [tiny.row(number, tmp_path / "a.wav", f"sentence number {number}") for number in range(count)]
 
-    few, many = Sides(rows(50)), Sides(rows(500))
+    few, many = Sides(lambda: rows(50)), Sides(lambda: rows(500))
     assert [few.split(one) for one in rows(50)] == [many.split(one) for one in rows(50)]
     assert {many.split(one) for one in rows(500)} == {"train", "dev", "test"}
     cues = [
         tiny.row(9, tmp_path / "b.wav", tiny.spoken(number), source="cue", offset_s=number, duration_s=1.0)
         for number in range(20)
     ]
-    assert len({Sides(cues).split(one) for one in cues}) == 1
+    assert len({Sides(lambda: cues).split(one) for one in cues}) == 1

@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("torch")
 
 from worker.trainer.dataset import Dataset, Passage
-from worker.trainer.decoding import LONGEST
 from worker.trainer.passages import LONGEST_S, joined
 from worker.trainer.scoring import dropped
+from worker.trainer.tokens import LONGEST_TEXT
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("default")]
 
@@ -39,8 +39,8 @@ def test_passages_fit_their_window_but_for_an_utterance_that_is_longer_by_itself
 
 def test_passages_hold_no_more_tokens_than_can_be_decoded(utterances):
     passages = joined(utterances, "any", lambda text: 10 * words(text))
-    assert max(sum(10 * words(one.text) for one in passage.utterances) for passage in passages) <= LONGEST
-    alone = joined(utterances, "any", lambda _: LONGEST + 1)
+    assert max(sum(10 * words(one.text) for one in passage.utterances) for passage in passages) <= LONGEST_TEXT
+    alone = joined(utterances, "any", lambda _: LONGEST_TEXT + 1)
     assert {len(passage.utterances) for passage in alone} == {1}
 
 

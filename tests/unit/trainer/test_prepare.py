@@ -1,22 +1,23 @@
 """Every row gets its verdict, one bad file never voids the rest, and no text is on two sides."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 
+from schemas.splits import split_of, split_text_key
 from schemas.steps import Step
 from tests.unit.trainer import tiny
-from worker.trainer import prepare
+from worker.trainer import audio, prepare
 from worker.trainer.failures import StepStoppedError
 from worker.trainer.verdicts import fingerprint
 
 
-def prepared(tmp_path, rows, **parameters):
-    run, events = tiny.step_run(
-        Step.PREPARE, tmp_path / "out", {"manifest": tiny.manifest(tmp_path / "m.jsonl", rows)}, **parameters
-    )
+def prepared(tmp_path, rows, base=None, **parameters):
+    inputs = {"manifest": tiny.manifest(tmp_path / "m.jsonl", rows)} | ({"base": base} if base else {})
+    run, events = tiny.step_run(Step.PREPARE, tmp_path / "out", inputs, **parameters)
     prepare.run(run)
     verdicts = [json.loads(line) for line in (run.output / "verdicts.jsonl").read_text().splitlines()]
     return run.output / "dataset", verdicts, tiny.read_events(events)[-1]
@@ -60,6 +61,28 @@ def test_every_kind_of_bad_recording_is_refused_with_its_reason_and_the_good_one
     assert result["figures"]["rejected"]["unreadable_audio"] == 2
 
 
+def test_a_transcript_that_the_base_cannot_write_costs_only_itself(tmp_path, base):
+    audio = [tiny.recording(tmp_path / f"{number}.wav", 20.0, number) for number in range(3)]
+    letters = 439  # and a blank in front: the tiny base writes a token for each byte
+    rows = [
+        tiny.row(0, audio[0], ("dose " * 100)[:letters], source="jsonl"),
+        tiny.row(1, audio[1], "வணக்கம் நோயாளிக்கு " * 9, source="jsonl"),
+        tiny.row(2, audio[2], ("stop " * 100)[: letters + 1] + "p", source="jsonl"),
+    ]
+    _, verdicts, _ = prepared(tmp_path, rows, base)
+    assert reasons(verdicts) == [None, "transcript_too_long", "transcript_too_long"]
+    assert verdicts[2]["reason"] == "The transcript takes 442 of the model's tokens; a segment can have at most 440."
+
+
+def test_a_text_with_a_line_separator_of_its_own_is_one_text(tmp_path):
+    pytest.importorskip("torch")
+    from worker.trainer.dataset import Dataset  # noqa: PLC0415 - torch is loaded only where a test needs it
+
+    text = "the new dose\u2028after lunch"
+    dataset, *_ = prepared(tmp_path, [tiny.row(0, tiny.recording(tmp_path / "a.wav", 2.0), text)])
+    assert [one.text for one in Dataset(dataset).utterances] == [text]
+
+
 def test_when_nothing_is_usable_the_result_counts_the_reasons(tmp_path):
     rows = [tiny.row(0, tmp_path / "a.wav", "start"), tiny.row(1, tmp_path / "b.wav", "stop")]
     _, verdicts, result = prepared(tmp_path, rows)
@@ -91,6 +114,40 @@ def test_two_channels_become_their_mean(tmp_path):
     dataset, _, _ = prepared(tmp_path, [tiny.row(0, tmp_path / "a.wav", "the dose")])
     mean = np.rint((left.astype(float) + right) / 2)
     assert np.array_equal(np.fromfile(dataset / "audio.i16", "<i2"), mean)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("wav", 1), ("wav", 2), ("flac", 6), ("ogg", 6), ("mp3", 2)])
+def test_what_is_decoded_in_blocks_is_the_same_sound(tmp_path, monkeypatch, suffix, channels):
+    file = tmp_path / f"a.{suffix}"
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.05, (132_301, channels)), 44_100)
+    with audio.opened(file) as recording:
+        whole = recording.read(0.5, 30.0)
+    monkeypatch.setattr(audio, "_BLOCK", 50_000)
+    with audio.opened(file) as recording:
+        assert np.array_equal(recording.read(0.5, 30.0), whole)
+        assert len(recording.read(1.0, 0.0)) == 0
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(17, 16_000), (1, 800_000)])
+def test_more_channels_and_higher_rates_than_anybody_speaks_in_are_unreadable(tmp_path, channels, rate):
+    """80 KB of Ogg can hold 2 GiB of silence."""
+    good = tiny.row(1, tiny.recording(tmp_path / "good.wav", 2.0), "the dose")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.05, (rate, channels)), rate)
+    _, verdicts, _ = prepared(tmp_path, [tiny.row(0, tmp_path / "a.wav", "start again"), good])
+    assert reasons(verdicts) == ["unreadable_audio", None]
+
+
+def test_the_memory_that_a_segment_takes_does_not_grow_with_its_channels(tmp_path):
+    rate = 96_000
+    soundfile.write(tmp_path / "a.flac", np.zeros((20 * rate, 8), np.int16), rate)
+    with audio.opened(tmp_path / "a.flac") as recording:
+        tracemalloc.start()
+        try:
+            recording.read(0.0, 20.0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 8 * rate * 20 * 2, "all channels of all frames"
 
 
 def test_m4a_is_read_by_the_other_decoder(tmp_path):
@@ -136,6 +193,16 @@ def test_a_cue_past_the_end_of_the_recording_costs_only_itself(tmp_path):
     assert reasons(prepared(tmp_path, rows)[1]) == [None, "too_short"]
 
 
+@pytest.mark.parametrize(
+    ("lasts", "reason"), [(5.4, None), (5.6, "too_short"), (0.85, None), (20.9, None), (21.2, "too_short")]
+)
+def test_a_segment_may_end_only_a_little_behind_its_recording(tmp_path, lasts, reason):
+    there = 20.0 if lasts > 20 else 5.0 if lasts > 5 else 0.45
+    sound = tiny.recording(tmp_path / "a.wav", there)
+    rows = [tiny.row(0, sound, "the new dose", offset_s=0.0, duration_s=lasts, source="cue")]
+    assert reasons(prepared(tmp_path, rows)[1]) == [reason]
+
+
 def test_a_text_that_is_tested_is_never_trained_on(tmp_path):
     audio = [tiny.recording(tmp_path / f"{number}.wav", 2.0, number) for number in range(3)]
     rows = [
@@ -146,6 +213,56 @@ def test_a_text_that_is_tested_is_never_trained_on(tmp_path):
     _, verdicts, _ = prepared(tmp_path, rows)
     assert reasons(verdicts) == [None, "on_two_sides", None]
     assert verdicts[2]["split"] == "test"
+
+
+def recorded(tmp_path, *rows):
+    """Rows of one recording of 6 s, whose texts, if nothing else decided, would be on all sides."""
+    sound = tiny.recording(tmp_path / "one.wav", 6.0)
+    texts = {split_of(split_text_key(tiny.spoken(number))): tiny.spoken(number) for number in range(100)}
+    return [
+        tiny.row(number, sound, texts[side], audio_sha256="5" * 64, source="jsonl", **more)
+        for number, (side, more) in enumerate(rows)
+    ]
+
+
+def test_one_file_with_two_transcripts_is_used_once(tmp_path):
+    _, verdicts, _ = prepared(tmp_path, recorded(tmp_path, ("train", {}), ("dev", {}), ("test", {})))
+    assert reasons(verdicts) == [None, "duplicate", "duplicate"]
+
+
+def test_a_recording_and_a_piece_of_it_are_on_one_side(tmp_path):
+    piece = {"offset_s": 1.0, "duration_s": 2.0}
+    _, verdicts, _ = prepared(tmp_path, recorded(tmp_path, ("dev", {}), ("test", piece)))
+    assert reasons(verdicts) == [None, None]
+    assert {one["split"] for one in verdicts} == {split_of("5" * 64)} == {"train"}
+
+
+def test_a_mark_binds_the_whole_recording(tmp_path):
+    pieces = [
+        ("train", {"offset_s": 0.0, "duration_s": 2.0, "split": "test"}),
+        ("dev", {"offset_s": 1.0, "duration_s": 2.0}),
+        ("test", {"offset_s": 2.0, "duration_s": 2.0, "split": "train"}),
+    ]
+    _, verdicts, _ = prepared(tmp_path, recorded(tmp_path, *pieces))
+    assert [one["split"] for one in verdicts] == ["test", "test", None]
+    assert verdicts[2]["reason"] == "The same recording is in the test data, so it is not used twice."
+
+
+def test_what_cannot_be_used_takes_no_other_row_with_it(tmp_path):
+    (tmp_path / "bad.wav").write_text("this is no sound")
+    rows = [
+        tiny.row(0, tiny.recording(tmp_path / "good.wav", 2.0), "the new dose", split="train"),
+        tiny.row(1, tmp_path / "bad.wav", "the new dose", split="test"),
+    ]
+    assert reasons(prepared(tmp_path, rows)[1]) == [None, "unreadable_audio"]
+
+
+def test_a_sound_that_several_rows_bring_is_kept_once_for_the_one_that_is_used(tmp_path):
+    first, second = recorded(tmp_path, ("train", {"split": "train"}), ("train", {"split": "test"}))
+    dataset, verdicts, result = prepared(tmp_path, [first, second])
+    assert reasons(verdicts) == ["on_two_sides", None]
+    assert (dataset / "audio.i16").stat().st_size == 2 * 6 * 16_000
+    assert result["figures"]["usable_s"] == 6.0
 
 
 def test_the_dataset_does_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
