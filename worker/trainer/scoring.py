@@ -42,19 +42,22 @@ class Errors:
 
 def word_errors(reference: str, hypothesis: str) -> Errors:
     """Count word errors between normalized texts."""
-    return _errors(reference.split(), jiwer.process_words, reference, hypothesis)
+    return _errors(str.split, jiwer.process_words, reference, hypothesis)
 
 
 def character_errors(reference: str, hypothesis: str) -> Errors:
     """Count character errors between normalized texts."""
-    return _errors(reference, jiwer.process_characters, reference, hypothesis)
+    return _errors(list, jiwer.process_characters, reference, hypothesis)
 
 
-def _errors(units: Sequence[str], process: Callable[..., Any], reference: str, hypothesis: str) -> Errors:
-    if not units:  # nothing was said: every word heard is an insertion
-        return Errors(0, 0, len(hypothesis.split()), 0)
+def _errors(
+    units: Callable[[str], Sequence[str]], process: Callable[..., Any], reference: str, hypothesis: str
+) -> Errors:
+    said = len(units(reference))
+    if not said:  # all that was heard is insertions; jiwer refuses to compare with nothing
+        return Errors(0, 0, len(units(hypothesis)), 0)
     found = process(reference, hypothesis)
-    return Errors(found.substitutions, found.deletions, found.insertions, len(units))
+    return Errors(found.substitutions, found.deletions, found.insertions, said)
 
 
 def dropped(references: Sequence[str], hypothesis: str) -> int:

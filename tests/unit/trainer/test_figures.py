@@ -29,6 +29,8 @@ def test_errors_are_counted_by_kind():
     assert word_errors("stop", "please stop now") == Errors(0, 0, 2, 1)
     assert word_errors("", "well well") == Errors(0, 0, 2, 0)
     assert character_errors("abc", "abd") == Errors(1, 0, 0, 3)
+    assert character_errors("", "abc def") == Errors(0, 0, 7, 0)
+    assert character_errors("", "") == word_errors("", "") == Errors(0, 0, 0, 0)
     assert rate([Errors(1, 1, 0, 5), Errors(0, 0, 1, 5)]) == pytest.approx(0.3)
 
 
