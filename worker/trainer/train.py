@@ -1,6 +1,7 @@
 """Step `train`: the decoder learns the customer's words from the states of an encoder that stays as it is."""
 
 import copy
+import math
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from worker.trainer.batches import Batches
 from worker.trainer.build import build_facts
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
-from worker.trainer.failures import StepStoppedError, bad_data
+from worker.trainer.failures import StepFailureError, StepStoppedError, bad_data
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
@@ -84,12 +85,15 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
         total, known = loss(batch.scores(model.decoder, precision), batch.wanted, original, settings.distillation)
         (part * total).backward()
         ranks.sum_gradients(trained.values())
-        torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
 
         done = step + 1
-        mean, stop = ranks.sums(part * float(known.detach()), run.stop.requested)  # they stop after the same step
+        known = known.detach() + 0 * norm  # a gradient that is no number spoils the weights as such a loss would
+        mean, stop = ranks.sums(part * float(known), run.stop.requested)  # they stop after the same step
+        if not math.isfinite(mean):
+            raise diverged(done, plan.steps, settings.learning_rate)
         curves.took_step(done, plan, mean, trained)
         due = time.monotonic() - last_checkpoint >= settings.checkpoint_every_s
         if ranks.first and ((due and done < plan.steps) or stop):
@@ -124,6 +128,15 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     for kept in run.output.glob(".states-*"):
         kept.unlink()
     run.result(figures, [WEIGHTS, "train.json", "curves.jsonl"])
+
+
+def diverged(done: int, steps: int, learning_rate: float) -> StepFailureError:
+    """The weights are lost for good, and the same settings would lose them again."""
+    return bad_data(
+        "training_diverged",
+        "The training ran away instead of learning the recordings. Start it again with a lower learning rate.",
+        f"loss or gradient of step {done} of {steps} is no finite number, at a learning rate of {learning_rate:g}",
+    )
 
 
 def resumed(
