@@ -67,7 +67,9 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     )
     curves = Curves(run, ranks, model, dataset, precision)
     identity = checkpoint.identity(run)
-    first = ranks.agreed(resumed(run, identity, trained, optimizer, curves))
+    first, before_s = resumed(run, identity, trained, optimizer, curves)
+    began -= before_s
+    ranks.agreed(first)
     last_checkpoint = time.monotonic()
 
     for step in range(first, plan.steps):
@@ -98,7 +100,8 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
         due = time.monotonic() - last_checkpoint >= settings.checkpoint_every_s
         if ranks.first and ((due and done < plan.steps) or stop):
             state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
-            checkpoint.save(run, done, identity, {**state, "curves": curves.state()})
+            seconds = time.monotonic() - began
+            checkpoint.save(run, done, identity, {**state, "curves": curves.state(), "seconds": seconds})
             last_checkpoint = time.monotonic()
         if stop:
             raise StepStoppedError(done)
@@ -145,17 +148,17 @@ def resumed(
     trained: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     curves: Curves,
-) -> int:
-    """Put everything back as a checkpoint of this very training left it; how many steps are done."""
+) -> tuple[int, float]:
+    """Put everything back as a checkpoint of this very training left it; how many steps and seconds are done."""
     state = checkpoint.load(checkpoint.newest(run), identity)
     if state is None:
-        return 0
+        return 0, 0.0
     optimizer.load_state_dict(state["optimizer"])
     curves.load(state["curves"])
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(state["trained"][name])
-    return int(state["steps_done"])
+    return int(state["steps_done"]), float(state.get("seconds", 0.0))  # 0.1.0 kept none
 
 
 def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ SHORT = {
     "padding_s": 1.0,
     "precision": "float32",
 }
+A_DAY_S = 86_400.0
 
 
 def train(folder, base, dataset, stop=None, **more):
@@ -77,8 +78,11 @@ def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, data
     events = tiny.read_events(tmp_path / "train.events")
     kept = [one for one in events if one["event"] == "checkpoint"][-1]
     assert tree_digest(tmp_path / "train" / kept["path"]) == kept["sha256"]
+    file = tmp_path / "train" / kept["path"] / "state.pt"
+    torch.save(torch.load(file) | {"seconds": A_DAY_S}, file)
     folder, events = train(tmp_path / "train", base, dataset)
     assert events[-1]["figures"]["resumed_from_step"] == kept["steps_done"] > 0
+    assert events[-1]["figures"]["seconds"] > A_DAY_S, "the seconds before count"
     assert file_digest(folder / "model.safetensors") == file_digest(whole / "model.safetensors")
     assert (folder / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
 
