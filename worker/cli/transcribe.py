@@ -4,15 +4,20 @@ import argparse
 import asyncio
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
 
 from worker.app import storage_of
 from worker.cli.opened import stores
 from worker.cli.show import complain
 from worker.errors import NotStored, Spoiled
+from worker.launchers.environment import private_environment
 from worker.settings import Settings
 
 _SOURCE = Path(__file__).parent.parent.parent
 _RECIPE = "whisper"
+_CHOSEN: Final = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+"""What whoever types the command may choose: the device and how many processors."""
 
 
 async def transcribe(settings: Settings, options: argparse.Namespace) -> int:
@@ -40,26 +45,28 @@ async def transcribe(settings: Settings, options: argparse.Namespace) -> int:
         folder = Path(address)
         if not folder.is_absolute():
             folder = await storage.materialize(address, sha256=digest)
-        return await _written_down(settings, folder, options)
+        return await written_down(settings, folder, options)
     except (NotStored, Spoiled) as error:
         return complain(f"the model's files are not as they should be: {error}")
     finally:
         await storage.aclose()
 
 
-async def _written_down(settings: Settings, folder: Path, options: argparse.Namespace) -> int:
+async def written_down(settings: Settings, folder: Path, options: argparse.Namespace) -> int:
     """The recipe's own program, on our standard output; it decodes what strangers recorded, so it gets no secrets."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
-    process = await asyncio.create_subprocess_exec(
-        settings.trainer_python,
-        "-m",
-        "worker.trainer.transcribe",
-        *(["--json"] if options.json else []),
-        *(["--language", options.language] if options.language else []),
-        "--",
-        str(folder),
-        *map(str, options.audio),
-        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))},
-        stdin=asyncio.subprocess.DEVNULL,
-    )
-    return await process.wait()
+    chosen = {name: os.environ[name] for name in _CHOSEN if name in os.environ}
+    source = os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))
+    with TemporaryDirectory(prefix="transcribe-") as scratch:
+        process = await asyncio.create_subprocess_exec(
+            settings.trainer_python,
+            "-m",
+            "worker.trainer.transcribe",
+            *(["--json"] if options.json else []),
+            *(["--language", options.language] if options.language else []),
+            "--",
+            str(folder),
+            *map(str, options.audio),
+            env=private_environment(Path(scratch)) | chosen | {"PYTHONPATH": source},
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+        return await process.wait()

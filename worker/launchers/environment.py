@@ -21,6 +21,16 @@ _PASSED: Final = (
 """Names taken over from the worker's own environment."""
 
 
+def private_environment(scratch: Path) -> dict[str, str]:
+    """All of ours that a program sees which decodes what strangers recorded.
+
+    Args:
+        scratch: its private folder: home and temporary files, so that nothing in our own home is found by its name.
+    """
+    environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    return environment | {"HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
+
+
 def trainer_environment(  # noqa: PLR0913 - everything that decides it
     spec: StepSpec,
     scratch: Path,
@@ -40,8 +50,7 @@ def trainer_environment(  # noqa: PLR0913 - everything that decides it
         threads: processor threads for numerical libraries; None leaves it to them.
         processes: how many the step may spread over.
     """
-    environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    environment |= {"HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
+    environment = private_environment(scratch)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     if processes > 1:

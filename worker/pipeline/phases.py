@@ -154,7 +154,8 @@ async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: 
     key = content_key(Step.EVALUATE, inputs, str(attempt.run.id), trained.sha256, prepared.dataset.sha256)
     evaluated = await run_step(attempt, parts, Step.EVALUATE, inputs, addresses, key)
     figures = measured(evaluated.figures)
-    parts.metrics.evaluated(figures.wer_base, figures.wer_custom)
+    if figures.test_words:  # without any there is no rate, and none of 0 %
+        parts.metrics.evaluated(figures.wer_base, figures.wer_custom)
     return evaluated
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 RESAMPLES: Final = 2_000
+_DRAWN_AT_ONCE: Final = 2**19
+"""Utterances, over several resamples: some 16 MiB, however large the set."""
 _HARDLY: Final = 0.2
 """A sentence of which no larger share of the words was heard was dropped."""
 _SPLIT_LETTER: Final = re.compile(r"\s+")
@@ -42,19 +44,22 @@ class Errors:
 
 def word_errors(reference: str, hypothesis: str) -> Errors:
     """Count word errors between normalized texts."""
-    return _errors(reference.split(), jiwer.process_words, reference, hypothesis)
+    return _errors(str.split, jiwer.process_words, reference, hypothesis)
 
 
 def character_errors(reference: str, hypothesis: str) -> Errors:
     """Count character errors between normalized texts."""
-    return _errors(reference, jiwer.process_characters, reference, hypothesis)
+    return _errors(list, jiwer.process_characters, reference, hypothesis)
 
 
-def _errors(units: Sequence[str], process: Callable[..., Any], reference: str, hypothesis: str) -> Errors:
-    if not units:  # nothing was said: every word heard is an insertion
-        return Errors(0, 0, len(hypothesis.split()), 0)
+def _errors(
+    units: Callable[[str], Sequence[str]], process: Callable[..., Any], reference: str, hypothesis: str
+) -> Errors:
+    said = len(units(reference))
+    if not said:  # all that was heard is insertions; jiwer refuses to compare with nothing
+        return Errors(0, 0, len(units(hypothesis)), 0)
     found = process(reference, hypothesis)
-    return Errors(found.substitutions, found.deletions, found.insertions, len(units))
+    return Errors(found.substitutions, found.deletions, found.insertions, said)
 
 
 def dropped(references: Sequence[str], hypothesis: str) -> int:
@@ -93,11 +98,15 @@ def rate_figures(words: Sequence[Errors], characters: Sequence[Errors], looped: 
 
 def paired_intervals(base: Sequence[Errors], custom: Sequence[Errors], seed: int) -> dict[str, list[float]]:
     """95 % bootstrap intervals over utterances: of both rates, and of custom minus base on the same resamples."""
-    lengths = np.array([error.length for error in base])
-    totals = np.array([[error.total for error in base], [error.total for error in custom]])
-    drawn = np.random.default_rng(seed).integers(0, len(base), (RESAMPLES, len(base)))
-    words = np.maximum(1, lengths[drawn].sum(axis=1))
-    rates = totals[:, drawn].sum(axis=2) / words
+    counted = np.array([(one.length, one.total, other.total) for one, other in zip(base, custom, strict=True)]).T
+    source = np.random.default_rng(seed)
+    at_once = max(1, _DRAWN_AT_ONCE // len(base))
+    sums = [
+        counted[:, source.integers(0, len(base), (min(at_once, RESAMPLES - done), len(base)))].sum(axis=2)
+        for done in range(0, RESAMPLES, at_once)
+    ]
+    lengths, *totals = np.concatenate(sums, axis=1)
+    rates = [errors / np.maximum(1, lengths) for errors in totals]
     return {
         "wer_base": _interval(rates[0]),
         "wer_custom": _interval(rates[1]),

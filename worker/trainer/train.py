@@ -1,6 +1,7 @@
 """Step `train`: the decoder learns the customer's words from the states of an encoder that stays as it is."""
 
 import copy
+import math
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from worker.trainer.batches import Batches
 from worker.trainer.build import build_facts
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
-from worker.trainer.failures import StepStoppedError, bad_data
+from worker.trainer.failures import StepFailureError, StepStoppedError, bad_data
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
@@ -66,7 +67,9 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     )
     curves = Curves(run, ranks, model, dataset, precision)
     identity = checkpoint.identity(run)
-    first = ranks.agreed(resumed(run, identity, trained, optimizer, curves))
+    first, before_s = resumed(run, identity, trained, optimizer, curves)
+    began -= before_s
+    ranks.agreed(first)
     last_checkpoint = time.monotonic()
 
     for step in range(first, plan.steps):
@@ -84,17 +87,21 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
         total, known = loss(batch.scores(model.decoder, precision), batch.wanted, original, settings.distillation)
         (part * total).backward()
         ranks.sum_gradients(trained.values())
-        torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
 
         done = step + 1
-        mean, stop = ranks.sums(part * float(known.detach()), run.stop.requested)  # they stop after the same step
+        known = known.detach() + 0 * norm  # a gradient that is no number spoils the weights as such a loss would
+        mean, stop = ranks.sums(part * float(known), run.stop.requested)  # they stop after the same step
+        if not math.isfinite(mean):
+            raise diverged(done, plan.steps, settings.learning_rate)
         curves.took_step(done, plan, mean, trained)
         due = time.monotonic() - last_checkpoint >= settings.checkpoint_every_s
         if ranks.first and ((due and done < plan.steps) or stop):
             state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
-            checkpoint.save(run, done, identity, {**state, "curves": curves.state()})
+            seconds = time.monotonic() - began
+            checkpoint.save(run, done, identity, {**state, "curves": curves.state(), "seconds": seconds})
             last_checkpoint = time.monotonic()
         if stop:
             raise StepStoppedError(done)
@@ -126,23 +133,32 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     run.result(figures, [WEIGHTS, "train.json", "curves.jsonl"])
 
 
+def diverged(done: int, steps: int, learning_rate: float) -> StepFailureError:
+    """The weights are lost for good, and the same settings would lose them again."""
+    return bad_data(
+        "training_diverged",
+        "The training ran away instead of learning the recordings. Start it again with a lower learning rate.",
+        f"loss or gradient of step {done} of {steps} is no finite number, at a learning rate of {learning_rate:g}",
+    )
+
+
 def resumed(
     run: StepRun,
     identity: dict[str, Any],
     trained: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     curves: Curves,
-) -> int:
-    """Put everything back as a checkpoint of this very training left it; how many steps are done."""
+) -> tuple[int, float]:
+    """Put everything back as a checkpoint of this very training left it; how many steps and seconds are done."""
     state = checkpoint.load(checkpoint.newest(run), identity)
     if state is None:
-        return 0
+        return 0, 0.0
     optimizer.load_state_dict(state["optimizer"])
     curves.load(state["curves"])
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(state["trained"][name])
-    return int(state["steps_done"])
+    return int(state["steps_done"]), float(state.get("seconds", 0.0))  # 0.1.0 kept none
 
 
 def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:

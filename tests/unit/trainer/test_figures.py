@@ -1,5 +1,7 @@
 """Error rates, loops, batches and sides: pure functions with known answers."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ pytest.importorskip("torch")
 
 from schemas.steps import ManifestRow
 from tests.unit.trainer import tiny
+from worker.trainer import scoring
 from worker.trainer.decoding import _loop, token_limit
 from worker.trainer.plan import Plan
 from worker.trainer.scoring import (
@@ -30,6 +33,8 @@ def test_errors_are_counted_by_kind():
     assert word_errors("stop", "please stop now") == Errors(0, 0, 2, 1)
     assert word_errors("", "well well") == Errors(0, 0, 2, 0)
     assert character_errors("abc", "abd") == Errors(1, 0, 0, 3)
+    assert character_errors("", "abc def") == Errors(0, 0, 7, 0)
+    assert character_errors("", "") == word_errors("", "") == Errors(0, 0, 0, 0)
     assert rate([Errors(1, 1, 0, 5), Errors(0, 0, 1, 5)]) == pytest.approx(0.3)
 
 
@@ -48,6 +53,23 @@ def test_the_interval_of_equal_models_is_zero_and_the_same_seed_gives_the_same_i
     low, high = paired_intervals(errors, worse, seed=1)["wer_change"]
     assert low == pytest.approx(0.1)
     assert high == pytest.approx(0.1)
+
+
+def test_intervals_of_a_large_set_need_no_more_memory_and_are_those_of_one_draw(monkeypatch):
+    count = 20_000
+    base = [Errors(number % 4, 0, 0, 5 + number % 7) for number in range(count)]
+    custom = [Errors(number % 3, 0, 0, one.length) for number, one in enumerate(base)]
+    tracemalloc.start()
+    found = paired_intervals(base, custom, seed=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000 * count, "not even a byte for each utterance of each resample"
+    few = slice(0, 300)
+    monkeypatch.setattr(scoring, "_DRAWN_AT_ONCE", 7 * 300)
+    in_blocks = paired_intervals(base[few], custom[few], seed=1)
+    monkeypatch.setattr(scoring, "_DRAWN_AT_ONCE", 2_000 * 300)
+    assert in_blocks == paired_intervals(base[few], custom[few], seed=1)
+    assert found["wer_change"][0] < found["wer_change"][1] < 0
 
 
 def test_rare_terms_are_those_the_tokenizer_has_no_name_for_and_are_recalled_by_number():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -166,6 +167,15 @@ def test_without_general_set_speakers_and_development_data_the_page_says_so(tmp_
     assert "too few development recordings" in html
 
 
+def test_points_that_are_no_numbers_are_left_out_of_the_picture(tmp_path):
+    places = left_by_steps(tmp_path, rows())
+    with (places["train"] / "curves.jsonl").open("a") as curves:
+        curves.write('{"step": 31, "loss": NaN, "dev_loss": Infinity}\n')
+    html, figures = report_of(tmp_path, places, context())
+    assert [curve[-1][0] for curve in figures["curves"].values()] == [30, 30]
+    assert not re.search(r'="(nan|inf)', html)
+
+
 def test_a_step_that_is_told_nothing_still_makes_a_page(tmp_path):
     html, figures = report_of(tmp_path, left_by_steps(tmp_path, rows()), {})
     assert "The model is trained" in html
@@ -207,4 +217,5 @@ def test_numbers_are_written_for_people():
     ]  # fmt: skip
     assert [points(change) for change in (-0.1234, 0.05, 0.0, -0.0001)] == ["\u221212.3", "+5.0", "0.0", "0.0"]
     assert pictures.ticks(0.73) == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert [pictures.ticks(never) for never in (math.nan, math.inf)] == [[], []]
     assert pictures.smoothed([(step, 1.0) for step in range(100)]) == [(step, 1.0) for step in range(100)]

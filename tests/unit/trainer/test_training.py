@@ -10,8 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from schemas.digest import file_digest, tree_digest
+from schemas.failures import FailureClass
 from schemas.steps import Step
 from tests.unit.trainer import tiny
+from worker.trainer import objective
 from worker.trainer.failures import StepFailureError, StepStoppedError
 
 pytestmark = [
@@ -28,6 +30,7 @@ SHORT = {
     "padding_s": 1.0,
     "precision": "float32",
 }
+A_DAY_S = 86_400.0
 
 
 def train(folder, base, dataset, stop=None, **more):
@@ -75,8 +78,11 @@ def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, data
     events = tiny.read_events(tmp_path / "train.events")
     kept = [one for one in events if one["event"] == "checkpoint"][-1]
     assert tree_digest(tmp_path / "train" / kept["path"]) == kept["sha256"]
+    file = tmp_path / "train" / kept["path"] / "state.pt"
+    torch.save(torch.load(file) | {"seconds": A_DAY_S}, file)
     folder, events = train(tmp_path / "train", base, dataset)
     assert events[-1]["figures"]["resumed_from_step"] == kept["steps_done"] > 0
+    assert events[-1]["figures"]["seconds"] > A_DAY_S, "the seconds before count"
     assert file_digest(folder / "model.safetensors") == file_digest(whole / "model.safetensors")
     assert (folder / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
 
@@ -130,6 +136,31 @@ def test_the_stronger_the_anchor_the_nearer_the_base(trained, base, dataset, tmp
     held, _ = train(tmp_path / "1" / "train", base, dataset, general=dataset, anchor=50.0)
     assert trained[1][-1]["figures"]["anchor"] == "own"
     assert moved(held) < moved(trained[0]) < moved(free)
+
+
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_a_training_whose_numbers_end_is_over_at_once_and_keeps_no_spoiled_weights(
+    base, dataset, tmp_path, monkeypatch, spoiled
+):
+    from worker.trainer import train as module
+
+    steps = iter(range(1, 7))
+
+    def loss(*given):
+        total, known = objective.loss(*given)
+        if next(steps) < 3:
+            return total, known
+        return total * math.inf, known * (math.nan if spoiled == "loss" else 1)
+
+    monkeypatch.setattr(module, "loss", loss)
+    with pytest.raises(StepFailureError) as failed:
+        train(tmp_path / "train", base, dataset, checkpoint_every_s=0)
+    assert (failed.value.failure_class, failed.value.code) == (FailureClass.DATA, "training_diverged")
+    assert "step 3 of 6" in failed.value.detail
+    assert "lower learning rate" in failed.value.message
+    events = tiny.read_events(tmp_path / "train.events")
+    assert [one["steps_done"] for one in events if one["event"] == "checkpoint"] == [1, 2]
+    assert [one["value"] is not None for one in events if one["event"] == "metric"] == [True] * 2
 
 
 def test_no_training_split_is_a_failure_of_the_data(base, dataset, tmp_path):

@@ -1,6 +1,7 @@
 """Everything a report says, gathered from what the steps left: one JSON object, and the page shows nothing else."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,11 +134,11 @@ def _speakers(dataset: Dataset) -> dict[str, Any]:
 
 
 def _curves(points: list[dict[str, float]]) -> dict[str, list[tuple[float, float]]]:
-    """Each curve by name, [step, value]; long ones as means of equal stretches."""
+    """Each curve by name, [step, value]; finite points only; long ones as means of equal stretches."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for point in points:
         for name, value in point.items():
-            if name != "step" and isinstance(value, int | float):
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
                 found[name].append((point["step"], value))
     return {name: _thinned(curve) for name, curve in found.items()}
 

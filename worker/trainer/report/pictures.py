@@ -1,5 +1,6 @@
 """Drawings as inline SVG, in shares of the width: they fit a phone and a wall alike, and text keeps its size."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,7 +13,9 @@ Curve = Sequence[Sequence[float]]
 
 
 def ticks(highest: float, most: int = 5) -> list[float]:
-    """Round numbers from 0 up to `highest`, at most so many steps."""
+    """Round numbers from 0 up to `highest`, at most so many steps; none up to what is no finite number."""
+    if not math.isfinite(highest):
+        return []
     unit = 1e-9
     while True:
         for step in _STEPS:

@@ -1,0 +1,40 @@
+"""What a phase tells the observers of what its step found."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from worker.metrics import Metrics
+from worker.pipeline import phases
+
+pytestmark = pytest.mark.asyncio
+COMPARED = {
+    "base": {"words": 500, "wer": 0.4},
+    "custom": {"words": 500, "wer": 0.2},
+    "intervals": {"wer_change": [-0.25, -0.15]},
+}
+
+
+@pytest.mark.parametrize(("test", "runs"), [(COMPARED, 1), (None, 0)])
+async def test_a_run_without_test_speech_has_no_error_rate(
+    monkeypatch: pytest.MonkeyPatch, test: dict[str, Any] | None, runs: int
+) -> None:
+    async def measured(*_: Any) -> Any:
+        return SimpleNamespace(figures={"test": test, "general": None})
+
+    async def weights(*_: Any) -> str:
+        return "weights"
+
+    monkeypatch.setattr(phases, "run_step", measured)
+    monkeypatch.setattr(phases, "base_weights", weights)
+    monkeypatch.setattr(phases, "content_key", lambda *_: "key")
+    made: Any = SimpleNamespace(place="place", sha256="digest", dataset=SimpleNamespace(sha256="digest"))
+    attempt: Any = SimpleNamespace(run=SimpleNamespace(id=1))
+    parts: Any = SimpleNamespace(metrics=Metrics())
+    inputs: Any = SimpleNamespace(general_set=None)
+    await phases.evaluate(attempt, parts, inputs, made, made)
+    for model in ("base", "custom"):
+        assert parts.metrics.registry.get_sample_value("training_word_error_rate_count", {"model": model}) == runs
