@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from pydantic import ValidationError
 
 from schemas.failures import FailureClass
@@ -24,8 +25,10 @@ from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
 from worker.pipeline.report import DataReport, check_floor, merge_verdicts
 from worker.pipeline.steps import Made, content_key, run_step
+from worker.store.models import BaseLanguage
 
 _VERDICTS_LIMIT: Final = 256 * 2**20
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,25 +48,9 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
     """Fix what this run trains on, for every attempt: manifest, base, recipe, hyper-parameters, seed."""
     run = attempt.run
     if run.inputs is not None:
-        return run.inputs
-    base = await until_answered(
-        lambda: parts.models.base_language(run.base_language_id), parts.clock, what="read base language"
-    )
-    assert base is not None, "a foreign key says so"
-    if base.recipe not in recipes():
-        raise StepFailed(
-            FailureClass.INFRASTRUCTURE,
-            "unknown_recipe",
-            "This language cannot be trained at the moment.",
-            f"base language {base.key} names recipe {base.recipe!r}; known: {', '.join(recipes())}",
-        )
-    try:
-        parameters = validated(base.recipe, base.hyper_parameters | run.wanted_parameters)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise StepFailed(
-            FailureClass.DATA, "bad_hyper_parameters", f"These settings cannot be used: {faults}.", str(error)
-        ) from error
+        return await _with_the_recipe_installed_here(attempt, parts, run.inputs)
+    base = await _base_language(attempt, parts)
+    settled = _settled(base.recipe, base.hyper_parameters | run.wanted_parameters)
     items = parts.data.of_model(run.custom_model_id)
     folder = attempt.folder / "load"
     manifest = await build_manifest(items, parts.storage, folder, ManifestLimits(), attempt.sign_of_progress)
@@ -79,13 +66,69 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         base_weights=base.weights,
         base_version=base.version,
         recipe=base.recipe,
-        recipe_version=recipes()[base.recipe].version,
-        parameters=parameters,
-        seed=int(parameters.get("seed", 0)),  # not of the run's id: the same data again gives the same model again
+        **settled,
         general_set=base.general_set,
         load_verdicts=f"{prefix}/verdicts.jsonl",
     )
     return await until_answered(lambda: parts.runs.fix_inputs(attempt.fence, inputs), parts.clock, what="fix inputs")
+
+
+async def _with_the_recipe_installed_here(attempt: Attempt, parts: Parts, fixed: RunInputs) -> RunInputs:
+    """The run's inputs as they are, or with this worker's version of the recipe: then the attempt starts over.
+
+    Either way, for a release may also be taken back. What another version made stays stored under that version, and
+    serves the next attempt that has it.
+    """
+    installed = recipes().get(fixed.recipe)
+    if installed is not None and installed.version == fixed.recipe_version:
+        return fixed
+    base = await _base_language(attempt, parts)
+    own = base.hyper_parameters if base.recipe == fixed.recipe else {}
+    settled = _settled(fixed.recipe, own | attempt.run.wanted_parameters)
+    _log.warning(
+        "the run began with another recipe version: starting over with the one installed here",
+        recipe=fixed.recipe,
+        version=fixed.recipe_version,
+        installed=settled["recipe_version"],
+    )
+    await until_answered(
+        lambda: parts.runs.follow_recipe(attempt.fence, settled), parts.clock, what="follow the recipe"
+    )
+    return fixed.model_copy(update=settled)
+
+
+async def _base_language(attempt: Attempt, parts: Parts) -> BaseLanguage:
+    number = attempt.run.base_language_id
+    base = await until_answered(lambda: parts.models.base_language(number), parts.clock, what="read base language")
+    assert base is not None, "a foreign key says so"
+    return base
+
+
+def _settled(recipe: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's inputs depends on the recipe's version: that of this worker, and settings with its defaults.
+
+    Raises:
+        StepFailed: this worker does not have the recipe, or the recipe refuses the settings.
+    """
+    if recipe not in recipes():
+        raise StepFailed(
+            FailureClass.CAPACITY,
+            "unknown_recipe",
+            "The training is waiting for a machine that can train this language.",
+            f"the run needs recipe {recipe!r}; this worker has: {', '.join(recipes())}",
+        )
+    try:
+        parameters = validated(recipe, asked)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise StepFailed(
+            FailureClass.DATA, "bad_hyper_parameters", f"These settings cannot be used: {faults}.", str(error)
+        ) from error
+    return {
+        "recipe_version": recipes()[recipe].version,
+        "parameters": parameters,
+        "seed": int(parameters.get("seed", 0)),  # not of the run's id: the same data again gives the same model again
+    }
 
 
 async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared:
