@@ -13,7 +13,7 @@ from schemas.recipes import recipes, validated
 from schemas.status import Gate
 from schemas.steps import Source, Step, Verdict
 from worker import __version__
-from worker.domain.gate import Measured, decide
+from worker.domain.gate import General, Measured, decide
 from worker.domain.outcome import Succeeded, Version
 from worker.domain.run import RunInputs
 from worker.errors import StepFailed
@@ -246,20 +246,29 @@ def measured(figures: dict[str, Any]) -> Measured:
     try:
         test, general = figures["test"], figures["general"]
         if test is None:
-            return Measured(test_words=0, wer_base=0, wer_custom=0, change_low=0, change_high=0)
+            return Measured(0, 0, wer_base=0, wer_custom=0, change_low=0, change_high=0)
         return Measured(
+            test_utterances=test["utterances"],
             test_words=test["base"]["words"],
             wer_base=test["base"]["wer"],
             wer_custom=test["custom"]["wer"],
             change_low=test["intervals"]["wer_change"][0],
             change_high=test["intervals"]["wer_change"][1],
-            general_base=None if general is None else general["base"]["wer"],
-            general_custom=None if general is None else general["custom"]["wer"],
-            general_change_low=None if general is None else general["intervals"]["wer_change"][0],
+            general=_general(general) if general else General() if figures.get("general_set") else None,
         )
     except (KeyError, TypeError) as error:
         sentence = "The evaluation did not give all figures."
         raise StepFailed(FailureClass.BUG, "figures_missing", sentence, repr(error)) from error
+
+
+def _general(figures: dict[str, Any]) -> General:
+    return General(
+        utterances=figures["utterances"],
+        words=figures["base"]["words"],
+        wer_base=figures["base"]["wer"],
+        wer_custom=figures["custom"]["wer"],
+        change_low=figures["intervals"]["wer_change"][0],
+    )
 
 
 def _verdicts(lines: bytes) -> list[Verdict]:

@@ -4,6 +4,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -155,6 +156,7 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     assert figures["test"]["utterances"] == 6
     assert figures["unseen_voices"]["utterances"] == 2
     assert figures["general"]["utterances"] == 6
+    assert figures["general_set"] == {"utterances": 46, "test": 6}
     assert 2 <= figures["passages"]["utterances"] <= 6
     assert 0 <= figures["passages"]["custom"]["dropped"] <= figures["passages"]["utterances"]
     low, high = figures["test"]["intervals"]["wer_change"]
@@ -171,6 +173,21 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     card = (run.output / "model/README.md").read_text()
     assert "| test | " in card
     assert f"custom {figures['passages']['custom']['dropped']} of {figures['passages']['utterances']}" in card
+
+
+def test_speech_that_the_anchor_was_fitted_to_measures_no_forgetting(trained, base, dataset, tmp_path):
+    from worker.trainer import evaluate
+
+    general = tmp_path / "general"
+    shutil.copytree(dataset, general)
+    index = general / "index.jsonl"
+    index.write_text(index.read_text().replace('"test"', '"train"'))
+    inputs = {"base": base, "custom": trained[0], "dataset": dataset, "general": general}
+    run, events = tiny.step_run(Step.EVALUATE, tmp_path / "evaluate", inputs, precision="float32")
+    evaluate.run(run)
+    figures = tiny.read_events(events)[-1]["figures"]
+    assert figures["general"] is None
+    assert figures["general_set"] == {"utterances": 46, "test": 0}
 
 
 def test_a_model_that_writes_nothing_only_in_one_shape_is_not_published():
