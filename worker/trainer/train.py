@@ -3,8 +3,10 @@
 import copy
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +25,7 @@ from worker.trainer.ranks import Ranks, in_ranks
 from worker.trainer.step import StepRun, write_atomically, write_json
 from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 
+Piece = TypeVar("Piece")
 _SEED_STRIDE: Final = 1_000_003
 _TRAINED: Final = tuple(
     f".{part}."
@@ -69,6 +72,11 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     first = ranks.agreed(resumed(run, identity, trained, optimizer, curves))
     last_checkpoint = time.monotonic()
 
+    def keep(done: int) -> None:
+        state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
+        checkpoint.save(run, done, identity, {**state, "curves": curves.state()})
+
+    curves.catch_up(first, plan, trained)
     for step in range(first, plan.steps):
         # dropout: a function of the step and the process, nothing to save
         torch.manual_seed(run.spec.seed * _SEED_STRIDE + step + (ranks.number << 52))
@@ -90,11 +98,11 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
 
         done = step + 1
         mean, stop = ranks.sums(part * float(known.detach()), run.stop.requested)  # they stop after the same step
-        curves.took_step(done, plan, mean, trained)
+        curves.took_step(done, plan, mean)
+        stop = stop or not curves.looked(done, plan, trained)
         due = time.monotonic() - last_checkpoint >= settings.checkpoint_every_s
         if ranks.first and ((due and done < plan.steps) or stop):
-            state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
-            checkpoint.save(run, done, identity, {**state, "curves": curves.state()})
+            keep(done)
             last_checkpoint = time.monotonic()
         if stop:
             raise StepStoppedError(done)
@@ -103,8 +111,9 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
 
     general = ordinary_speech(run, model, precision)
     strength = settings.own_anchor if general is None else settings.anchor
-    shown = moments(model, teacher, trained, batches.once() if general is None else general, precision)
-    publish_weights(run, anchored(base, curves.best_or(trained), shown, strength))
+    told = partial(piece_by_piece, run, plan.steps, keep)
+    shown = moments(model, teacher, trained, told(batches.once() if general is None else general), precision)
+    publish_weights(run, anchored(base, curves.best_or(trained), told(shown.items()), strength))
     figures = {
         "steps": plan.steps,
         "epochs": settings.epochs,
@@ -143,6 +152,20 @@ def resumed(
         for name, weight in trained.items():
             weight.copy_(state["trained"][name])
     return int(state["steps_done"])
+
+
+def piece_by_piece(run: StepRun, steps: int, keep: Callable[[int], None], pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Work after the last step: each piece of it is a sign of progress, and after each it can be stopped.
+
+    Raises:
+        StepStoppedError: SIGTERM came; the training itself is kept in a checkpoint.
+    """
+    for piece in pieces:
+        yield piece
+        run.progress(100, steps_done=steps, steps=steps, note="keeping ordinary speech")
+        if run.stop.requested:
+            keep(steps)
+            raise StepStoppedError(steps)
 
 
 def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:
