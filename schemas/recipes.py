@@ -70,7 +70,8 @@ class Recipe(BaseModel):
 
     name: str
     version: str
-    """Grows whenever the same inputs would give other weights: a checkpoint of another version is refused."""
+    """Grows whenever the same inputs would give other weights: a checkpoint of another version is refused,
+    and a run that began with another one starts over."""
     parameters: type[BaseModel]
     """Its hyper-parameters; light to import, for the worker validates with it."""
     dataset_parameters: frozenset[str] | None = None

@@ -210,7 +210,9 @@ begin
         is distinct from (old.id, old.custom_model_id, old.organization_id, old.base_language_id) then
         raise exception 'whose run it is never changes' using errcode = 'check_violation';
     end if;
-    if old.inputs is not null and new.inputs is distinct from old.inputs then
+    -- A release may bring another version of the recipe: its settings follow it.
+    if old.inputs is not null and (new.inputs - array['recipe_version', 'parameters', 'seed'])
+        is distinct from (old.inputs - array['recipe_version', 'parameters', 'seed']) then
         raise exception 'the inputs of a run are fixed at its first claim' using errcode = 'check_violation';
     end if;
     if new.status is distinct from old.status then

@@ -175,6 +175,10 @@ with owned as materialized (
 )
 select coalesce((select inputs from fixed), o.inputs) as inputs from owned o
 
+-- name: follow_recipe
+-- Another version of the recipe is installed where the run goes on: what depends on the version follows, nothing else.
+update training_runs set inputs = inputs || $3::jsonb where id = $1 and attempt = $2 and status = 3 returning id
+
 -- name: record_log
 -- Where the attempt's log is kept.
 update training_runs set log_address = $3 where id = $1 and attempt = $2 and status = 3 returning id

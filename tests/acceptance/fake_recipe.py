@@ -26,6 +26,7 @@ FIGURES = {
     "train": {"audio_s": 90.0, "steps": 10},
     "evaluate": {
         "test": {
+            "utterances": 50,
             "base": {"words": 500, "wer": 0.4},
             "custom": {"words": 500, "wer": 0.2},
             "intervals": {"wer_change": [-0.25, -0.15]},

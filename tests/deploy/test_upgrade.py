@@ -5,6 +5,7 @@ The new version is this one with a higher number and one more migration that exp
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -46,6 +47,13 @@ def release(folder: Path, version: str, oldest: str) -> Path:
     number = len(list(migrations.glob("0*.sql"))) + 1
     (migrations / f"{number:04d}_next_release.sql").write_text(EXPAND.format(oldest=oldest))
     return folder
+
+
+def with_another_recipe_version(code: Path, version: str) -> Path:
+    """The same inputs would give other weights there."""
+    recipes = code / "schemas" / "recipes.py"
+    recipes.write_text(re.sub(r'version="\d+"', f'version="{version}"', recipes.read_text(), count=1))
+    return code
 
 
 def migrate(world: World, code: Path) -> subprocess.CompletedProcess[str]:
@@ -126,6 +134,34 @@ async def test_a_rolling_upgrade_and_the_way_back_lose_nothing_and_repeat_nothin
     assert not world.overlaps()
     with capsys.disabled():
         print(f"\n6 hand-overs: work repeated {max(repeated):.1f} s, longest standstill {max(gaps):.1f} s")
+
+
+async def test_another_recipe_version_starts_runs_over_and_the_way_back_goes_on_where_it_was(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    new_code = with_another_recipe_version(release(tmp_path / "new", "0.2.0", "0.1.0"), "next")
+    assert migrate(world, new_code).returncode == 0
+    old = await worker_of(world, ROOT, monkeypatch)
+    [run] = await training(world, 1)
+    fixed = (await world.row(run))["inputs"]
+
+    new = await worker_of(world, new_code, monkeypatch)
+    old.terminate()
+    assert await old.exit_code() == 0, old.tail()
+    await until(lambda: steps_of(world, run, 2), "the new version trains")
+    assert steps_of(world, run, 2)[0]["n"] == 1
+    followed = (await world.row(run))["inputs"]
+    assert json.loads(followed) == json.loads(fixed) | {"recipe_version": "next"}
+    assert new.said("the run began with another recipe version: starting over with the one installed here")
+    assert new.said("checkpoint of another recipe version: starting over")
+
+    await worker_of(world, ROOT, monkeypatch)
+    new.terminate()
+    assert await new.exit_code() == 0, new.tail()
+    row = await world.over(run)
+    assert (row["status"], row["failures"], row["hand_overs"]) == (4, 0, 2), dict(row)
+    assert steps_of(world, run, 3)[0]["n"] == steps_of(world, run, 1)[-1]["n"] + 1
+    assert (await world.row(run))["inputs"] == fixed
 
 
 async def test_a_contracting_release_keeps_code_that_is_too_old_from_starting(

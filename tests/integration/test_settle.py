@@ -249,6 +249,7 @@ async def test_every_write_after_the_claim_is_refused_to_a_former_owner(stage: S
     fence = run.fence
     for write in (
         lambda: stage.runs.fix_inputs(fence, INPUTS),
+        lambda: stage.runs.follow_recipe(fence, {"recipe_version": "2"}),
         lambda: stage.runs.record_log(fence, "log"),
         lambda: stage.runs.record_data_report(fence, {}),
         lambda: stage.runs.register_checkpoint(fence, Checkpoint(1, 5, "a", "b", 1, "1")),
@@ -271,6 +272,16 @@ async def test_inputs_are_those_of_the_first_claim(stage: Stage) -> None:
     later = INPUTS.model_copy(update={"manifest": "another"})
     assert second.inputs == INPUTS
     assert await stage.runs.fix_inputs(second.fence, later) == INPUTS
+
+
+async def test_of_the_inputs_only_what_depends_on_the_recipe_follows_another_version_of_it(stage: Stage) -> None:
+    run = await stage.running()
+    await stage.runs.fix_inputs(run.fence, INPUTS)
+    settled = {"recipe_version": "2", "parameters": {"epochs": 3}, "seed": 5}
+    await stage.runs.follow_recipe(run.fence, settled)
+    assert await stage.runs.fix_inputs(run.fence, INPUTS) == INPUTS.model_copy(update=settled)
+    with pytest.raises(DatabaseRefused, match="fixed at its first claim"):
+        await stage.runs.follow_recipe(run.fence, {"base_version": "2"})
 
 
 # --- registered once ----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.prometheus
 NO_BETTER = {
     "test": {
+        "utterances": 50,
         "base": {"words": 500, "wer": 0.30},
         "custom": {"words": 500, "wer": 0.29},
         "intervals": {"wer_change": [-0.03, 0.01]},

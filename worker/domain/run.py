@@ -56,7 +56,10 @@ class Fence:
 
 
 class RunInputs(Wire):
-    """What every attempt of a run trains on: fixed at the first claim, stored on the run, never changed."""
+    """What every attempt of a run trains on: fixed at the first claim, stored on the run, never changed.
+
+    But for the recipe's version and the settings that it completes: they are those of the worker that goes on with it.
+    """
 
     manifest: str
     """Storage key of the manifest (JSON lines of ``schemas.steps.ManifestRow``)."""

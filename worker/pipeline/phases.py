@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.failures import FailureClass
@@ -11,7 +12,7 @@ from schemas.recipes import recipes, validated
 from schemas.status import Gate
 from schemas.steps import Source, Step
 from worker import __version__
-from worker.domain.gate import Measured, decide
+from worker.domain.gate import General, Measured, decide
 from worker.domain.outcome import Succeeded, Version
 from worker.domain.run import RunInputs
 from worker.errors import StepFailed
@@ -24,9 +25,11 @@ from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
 from worker.pipeline.report import DataReport, check_floor, merge_verdicts
 from worker.pipeline.steps import Made, content_key, run_step
+from worker.store.models import BaseLanguage
 
 _DIGESTS: Final = TypeAdapter(dict[int, str])
 _DIGESTS_LIMIT: Final = 256 * 2**20
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,28 +49,14 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
     """Fix what this run trains on, for every attempt: manifest, base, recipe, hyper-parameters, seed."""
     run = attempt.run
     if run.inputs is not None:
-        return run.inputs
-    base = await until_answered(
-        lambda: parts.models.base_language(run.base_language_id), parts.clock, what="read base language"
-    )
-    assert base is not None, "a foreign key says so"
-    if base.recipe not in recipes():
-        raise StepFailed(
-            FailureClass.INFRASTRUCTURE,
-            "unknown_recipe",
-            "This language cannot be trained at the moment.",
-            f"base language {base.key} names recipe {base.recipe!r}; known: {', '.join(recipes())}",
-        )
-    try:
-        parameters = validated(base.recipe, base.hyper_parameters | run.wanted_parameters)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise StepFailed(
-            FailureClass.DATA, "bad_hyper_parameters", f"These settings cannot be used: {faults}.", str(error)
-        ) from error
+        return await _with_the_recipe_installed_here(attempt, parts, run.inputs)
+    base = await _base_language(attempt, parts)
+    settled = _settled(base.recipe, base.hyper_parameters | run.wanted_parameters)
     items = parts.data.of_model(run.custom_model_id)
     folder = attempt.folder / "load"
-    limits = ManifestLimits(longest_segment_s=parameters.get("longest_segment_s", ManifestLimits.longest_segment_s))
+    limits = ManifestLimits(
+        longest_segment_s=settled["parameters"].get("longest_segment_s", ManifestLimits.longest_segment_s)
+    )
     manifest = await build_manifest(items, parts.storage, folder, limits, attempt.sign_of_progress)
     prefix = f"runs/{run.id}/{run.attempt}/load"
     await parts.storage.put_file(manifest.path, f"{prefix}/manifest.jsonl")
@@ -82,14 +71,70 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         base_weights=base.weights,
         base_version=base.version,
         recipe=base.recipe,
-        recipe_version=recipes()[base.recipe].version,
-        parameters=parameters,
-        seed=int(parameters.get("seed", 0)),  # not of the run's id: the same data again gives the same model again
+        **settled,
         general_set=base.general_set,
         load_verdicts=f"{prefix}/verdicts.jsonl",
         digests=f"{prefix}/digests.json",
     )
     return await until_answered(lambda: parts.runs.fix_inputs(attempt.fence, inputs), parts.clock, what="fix inputs")
+
+
+async def _with_the_recipe_installed_here(attempt: Attempt, parts: Parts, fixed: RunInputs) -> RunInputs:
+    """The run's inputs as they are, or with this worker's version of the recipe: then the attempt starts over.
+
+    Either way, for a release may also be taken back. What another version made stays stored under that version, and
+    serves the next attempt that has it.
+    """
+    installed = recipes().get(fixed.recipe)
+    if installed is not None and installed.version == fixed.recipe_version:
+        return fixed
+    base = await _base_language(attempt, parts)
+    own = base.hyper_parameters if base.recipe == fixed.recipe else {}
+    settled = _settled(fixed.recipe, own | attempt.run.wanted_parameters)
+    _log.warning(
+        "the run began with another recipe version: starting over with the one installed here",
+        recipe=fixed.recipe,
+        version=fixed.recipe_version,
+        installed=settled["recipe_version"],
+    )
+    await until_answered(
+        lambda: parts.runs.follow_recipe(attempt.fence, settled), parts.clock, what="follow the recipe"
+    )
+    return fixed.model_copy(update=settled)
+
+
+async def _base_language(attempt: Attempt, parts: Parts) -> BaseLanguage:
+    number = attempt.run.base_language_id
+    base = await until_answered(lambda: parts.models.base_language(number), parts.clock, what="read base language")
+    assert base is not None, "a foreign key says so"
+    return base
+
+
+def _settled(recipe: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's inputs depends on the recipe's version: that of this worker, and settings with its defaults.
+
+    Raises:
+        StepFailed: this worker does not have the recipe, or the recipe refuses the settings.
+    """
+    if recipe not in recipes():
+        raise StepFailed(
+            FailureClass.CAPACITY,
+            "unknown_recipe",
+            "The training is waiting for a machine that can train this language.",
+            f"the run needs recipe {recipe!r}; this worker has: {', '.join(recipes())}",
+        )
+    try:
+        parameters = validated(recipe, asked)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise StepFailed(
+            FailureClass.DATA, "bad_hyper_parameters", f"These settings cannot be used: {faults}.", str(error)
+        ) from error
+    return {
+        "recipe_version": recipes()[recipe].version,
+        "parameters": parameters,
+        "seed": int(parameters.get("seed", 0)),  # not of the run's id: the same data again gives the same model again
+    }
 
 
 async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared:
@@ -213,17 +258,26 @@ def measured(figures: dict[str, Any]) -> Measured:
     try:
         test, general = figures["test"], figures["general"]
         if test is None:
-            return Measured(test_words=0, wer_base=0, wer_custom=0, change_low=0, change_high=0)
+            return Measured(0, 0, wer_base=0, wer_custom=0, change_low=0, change_high=0)
         return Measured(
+            test_utterances=test["utterances"],
             test_words=test["base"]["words"],
             wer_base=test["base"]["wer"],
             wer_custom=test["custom"]["wer"],
             change_low=test["intervals"]["wer_change"][0],
             change_high=test["intervals"]["wer_change"][1],
-            general_base=None if general is None else general["base"]["wer"],
-            general_custom=None if general is None else general["custom"]["wer"],
-            general_change_low=None if general is None else general["intervals"]["wer_change"][0],
+            general=_general(general) if general else General() if figures.get("general_set") else None,
         )
     except (KeyError, TypeError) as error:
         sentence = "The evaluation did not give all figures."
         raise StepFailed(FailureClass.BUG, "figures_missing", sentence, repr(error)) from error
+
+
+def _general(figures: dict[str, Any]) -> General:
+    return General(
+        utterances=figures["utterances"],
+        words=figures["base"]["words"],
+        wer_base=figures["base"]["wer"],
+        wer_custom=figures["custom"]["wer"],
+        change_low=figures["intervals"]["wer_change"][0],
+    )

@@ -111,6 +111,10 @@ async def _started(attempt: Attempt, parts: Parts, spec: StepSpec) -> AsyncItera
     """The step's process, taken over or new; gone when the block is left, however it is left."""
     lease_s = attempt.right_left_s()
     handle = await parts.launcher.adopt(spec.run_id, spec.attempt, spec.step, lease_s=lease_s, log=attempt.log)
+    if handle is not None and handle.spec.recipe_version != spec.recipe_version:
+        _log.warning("step of another recipe version: starting over", version=handle.spec.recipe_version)
+        await handle.kill()
+        handle = None
     if handle is None:
         await parts.launcher.ensure_stopped(spec.run_id, spec.attempt)
         handle = await parts.launcher.start(spec, lease_s=attempt.right_left_s(), log=attempt.log)

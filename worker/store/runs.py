@@ -139,6 +139,15 @@ class RunStore:
             raise RunLost(str(fence))
         return RunInputs.model_validate(row["inputs"])
 
+    async def follow_recipe(self, fence: Fence, settled: dict[str, Any]) -> None:
+        """Let the run go on with another version of its recipe: that version, and the settings as it has them.
+
+        Raises:
+            RunLost: the attempt is not the owner.
+        """
+        row = await self._database.fetch_row(_Q["follow_recipe"], fence.run_id, fence.attempt, settled)
+        await self._owned(row, fence)
+
     async def record_log(self, fence: Fence, address: str) -> None:
         """Say where the attempt's log is kept."""
         await self._owned(await self._database.fetch_row(_Q["record_log"], fence.run_id, fence.attempt, address), fence)

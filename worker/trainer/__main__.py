@@ -56,9 +56,9 @@ def _run(emitter: Emitter, stop: StopRequest) -> None:
     recipe = recipes().get(spec.recipe)
     if recipe is None or recipe.version != spec.recipe_version:
         raise StepFailureError(
-            FailureClass.BUG,
+            FailureClass.CAPACITY,  # while a release rolls out, workers and nodes differ for a while
             "recipe_unknown",
-            "Training could not start: this machine does not have the run's recipe.",
+            "The training is waiting for a machine that has its recipe.",
             f"asked for {spec.recipe} {spec.recipe_version}, have {recipe.version if recipe else 'none'}",
         )
     emitter.emit(Hello(recipe=recipe.name, recipe_version=recipe.version, pid=os.getpid()))

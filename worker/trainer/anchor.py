@@ -53,11 +53,11 @@ class Moments:
 
 
 def anchored(
-    base: Mapping[str, Tensor], trained: Mapping[str, Tensor], shown: Mapping[str, Moments], strength: float
+    base: Mapping[str, Tensor], trained: Mapping[str, Tensor], shown: Iterable[tuple[str, Moments]], strength: float
 ) -> dict[str, Tensor]:
     """What is published: of each layer's change what is worth its cost. Other weights, the norms', stay as trained."""
     published = {name: weight.detach().to(base[name].device) for name, weight in trained.items()}
-    for layer, moments in shown.items():
+    for layer, moments in shown:
         names = [name for name in (f"{layer}.weight", f"{layer}.bias") if name in base]
         change = torch.cat([(published[name] - base[name]).view(len(moments.outputs), -1) for name in names], dim=1)
         kept = moments.worth(change, strength).split([base[name][0].numel() for name in names], dim=1)

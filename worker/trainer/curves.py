@@ -12,6 +12,7 @@ from torch.nn import functional
 from worker.trainer import checkpoint
 from worker.trainer.corpus import Corpus
 from worker.trainer.dataset import Dataset
+from worker.trainer.failures import StepStoppedError
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import Ranks
 from worker.trainer.step import StepRun
@@ -53,8 +54,8 @@ class Curves:
                 ranks=ranks,
             )
 
-    def took_step(self, done: int, plan: Plan, loss: float, trained: dict[str, Tensor]) -> None:
-        """Note a step; at the end of an epoch look at the development split."""
+    def took_step(self, done: int, plan: Plan, loss: float) -> None:
+        """Note a step."""
         if not self._points:
             self._began, self._first = time.monotonic(), done
         self._points.append({"step": done, "loss": round(loss, 5)})
@@ -68,22 +69,47 @@ class Curves:
         )  # fmt: skip
         if done % _PRINT_EVERY == 0 or done == plan.steps:
             print(f"step {done} of {plan.steps}, loss {loss:.4f}", flush=True)  # noqa: T201 - the run's log
-        if self._dev and done % plan.steps_an_epoch == 0:
-            dev = self._dev_loss()
-            self._points[-1]["dev_loss"] = round(dev, 5)
-            self._run.metric("dev_loss", dev, done)
-            if dev < self._best_loss:
-                self._best_loss, self._best_step, self._best = dev, done, checkpoint.copied(trained)
 
-    def _dev_loss(self) -> float:
+    def looked(self, done: int, plan: Plan, trained: dict[str, Tensor]) -> bool:
+        """At the end of an epoch look at the development split, unless that was done before a checkpoint.
+
+        Returns:
+            Whether it was looked through. Not if a stop was asked for: whoever goes on from here looks again.
+        """
+        if not self._dev or done == 0 or done % plan.steps_an_epoch or "dev_loss" in self._points[-1]:
+            return True
+        dev = self._dev_loss(done, plan)
+        if dev is None:
+            return False
+        self._points[-1]["dev_loss"] = round(dev, 5)
+        self._run.metric("dev_loss", dev, done)
+        if dev < self._best_loss:
+            self._best_loss, self._best_step, self._best = dev, done, checkpoint.copied(trained)
+        return True
+
+    def catch_up(self, done: int, plan: Plan, trained: dict[str, Tensor]) -> None:
+        """Take the look that a stop had put off.
+
+        Raises:
+            StepStoppedError: a stop was asked for again; the checkpoint that led here still stands.
+        """
+        if not self.looked(done, plan, trained):
+            raise StepStoppedError(done)
+
+    def _dev_loss(self, done: int, plan: Plan) -> float | None:
+        """None: a stop was asked for, and all processes stopped here after the same number of groups."""
         decoder, total, count = self._model.decoder.eval(), 0.0, 0.0
-        mine, counted = self._ranks.share(range(len(self._groups)))
-        for group in mine if counted else ():
-            batch = self._corpus.batch([group])
-            with torch.no_grad():
-                found = batch.scores(decoder, self._precision)
-            total += float(functional.cross_entropy(found, batch.wanted, reduction="sum"))
-            count += len(batch.wanted)
+        for first in range(0, len(self._groups), self._ranks.count):
+            [group], counted = self._ranks.share(range(first, min(first + self._ranks.count, len(self._groups))))
+            if counted:
+                batch = self._corpus.batch([group])
+                with torch.no_grad():
+                    found = batch.scores(decoder, self._precision)
+                total += float(functional.cross_entropy(found, batch.wanted, reduction="sum"))
+                count += len(batch.wanted)
+            self._run.progress(100 * done / plan.steps, steps_done=done, steps=plan.steps, note="measuring progress")
+            if self._ranks.sums(self._run.stop.requested)[0]:
+                return None
         total, count = self._ranks.sums(total, count)
         return total / count
 

@@ -59,7 +59,7 @@ class Row:
 
 
 def run(run: StepRun) -> None:
-    """Decode the test split once with each model, and the operator's general set if there is one."""
+    """Decode the test split once with each model, and that of the operator's general set if there is one."""
     device = processor()
     precision = half_precision(run.parameters.precision, device)
     language = run.spec.context.get("language")
@@ -73,7 +73,7 @@ def run(run: StepRun) -> None:
     general = Dataset(general_folder) if general_folder else None
     sets = [("test", dataset, dataset.of("test"))]
     if general:
-        sets.append(("general", general, general.of("test") or general.utterances))
+        sets.append(("general", general, general.of("test")))  # the anchor was fitted to the others
     total = max(1, sum(len(utterances) for _, _, utterances in sets))
     rows: list[Row] = []
     for name, data, utterances in sets:
@@ -84,6 +84,7 @@ def run(run: StepRun) -> None:
     rows.sort(key=lambda row: (row.set, row.row))
     figures = {
         **_figures(rows, base, run.spec.seed),
+        "general_set": {"utterances": len(general.utterances), "test": len(general.of("test"))} if general else None,
         "passages": pair.passages(dataset, run.spec.seed),
         "decoding": DECODING,
         "encoder_precision": str(precision).removeprefix("torch."),

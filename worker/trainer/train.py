@@ -4,8 +4,10 @@ import copy
 import math
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,7 @@ from worker.trainer.ranks import Ranks, in_ranks
 from worker.trainer.step import StepRun, write_atomically, write_json
 from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 
+Piece = TypeVar("Piece")
 _SEED_STRIDE: Final = 1_000_003
 _TRAINED: Final = tuple(
     f".{part}."
@@ -72,6 +75,12 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     ranks.agreed(first)
     last_checkpoint = time.monotonic()
 
+    def keep(done: int) -> None:
+        state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
+        seconds = time.monotonic() - began
+        checkpoint.save(run, done, identity, {**state, "curves": curves.state(), "seconds": seconds})
+
+    curves.catch_up(first, plan, trained)
     for step in range(first, plan.steps):
         # dropout: a function of the step and the process, nothing to save
         torch.manual_seed(run.spec.seed * _SEED_STRIDE + step + (ranks.number << 52))
@@ -94,14 +103,11 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
         done = step + 1
         known = known.detach() + 0 * norm  # a gradient that is no number spoils the weights as such a loss would
         mean, stop = ranks.sums(part * float(known), run.stop.requested)  # they stop after the same step
-        if not math.isfinite(mean):
-            raise diverged(done, plan.steps, settings.learning_rate)
-        curves.took_step(done, plan, mean, trained)
+        curves.took_step(done, plan, finite(mean, done, plan.steps, settings.learning_rate))
+        stop = stop or not curves.looked(done, plan, trained)
         due = time.monotonic() - last_checkpoint >= settings.checkpoint_every_s
         if ranks.first and ((due and done < plan.steps) or stop):
-            state = {"steps_done": done, "trained": checkpoint.copied(trained), "optimizer": optimizer.state_dict()}
-            seconds = time.monotonic() - began
-            checkpoint.save(run, done, identity, {**state, "curves": curves.state(), "seconds": seconds})
+            keep(done)
             last_checkpoint = time.monotonic()
         if stop:
             raise StepStoppedError(done)
@@ -110,8 +116,9 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
 
     general = ordinary_speech(run, model, precision)
     strength = settings.own_anchor if general is None else settings.anchor
-    shown = moments(model, teacher, trained, batches.once() if general is None else general, precision)
-    publish_weights(run, anchored(base, curves.best_or(trained), shown, strength))
+    told = partial(piece_by_piece, run, plan.steps, keep)
+    shown = moments(model, teacher, trained, told(batches.once() if general is None else general), precision)
+    publish_weights(run, anchored(base, curves.best_or(trained), told(shown.items()), strength))
     figures = {
         "steps": plan.steps,
         "epochs": settings.epochs,
@@ -133,9 +140,15 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     run.result(figures, [WEIGHTS, "train.json", "curves.jsonl"])
 
 
-def diverged(done: int, steps: int, learning_rate: float) -> StepFailureError:
-    """The weights are lost for good, and the same settings would lose them again."""
-    return bad_data(
+def finite(loss: float, done: int, steps: int, learning_rate: float) -> float:
+    """The loss of a step.
+
+    Raises:
+        StepFailureError: it is no number: the weights are lost for good, and the same settings would lose them again.
+    """
+    if math.isfinite(loss):
+        return loss
+    raise bad_data(
         "training_diverged",
         "The training ran away instead of learning the recordings. Start it again with a lower learning rate.",
         f"loss or gradient of step {done} of {steps} is no finite number, at a learning rate of {learning_rate:g}",
@@ -159,6 +172,20 @@ def resumed(
         for name, weight in trained.items():
             weight.copy_(state["trained"][name])
     return int(state["steps_done"]), float(state.get("seconds", 0.0))  # 0.1.0 kept none
+
+
+def piece_by_piece(run: StepRun, steps: int, keep: Callable[[int], None], pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Work after the last step: each piece of it is a sign of progress, and after each it can be stopped.
+
+    Raises:
+        StepStoppedError: SIGTERM came; the training itself is kept in a checkpoint.
+    """
+    for piece in pieces:
+        yield piece
+        run.progress(100, steps_done=steps, steps=steps, note="keeping ordinary speech")
+        if run.stop.requested:
+            keep(steps)
+            raise StepStoppedError(steps)
 
 
 def trained_weights(model: Whisper, dropout: float) -> dict[str, torch.Tensor]:

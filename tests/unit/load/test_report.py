@@ -110,9 +110,10 @@ async def test_verdicts_are_read_without_holding_them(tmp_path, monkeypatch):
         storage=storage, clock=Clock(), metrics=Metrics(), minimum_audio_s=60.0,
         data=SimpleNamespace(set_verdicts=nothing), runs=SimpleNamespace(record_data_report=nothing),
     )  # fmt: skip
+    attempt: Any = SimpleNamespace(fence=None, run=SimpleNamespace(custom_model_id=1))
     tracemalloc.start()
     try:
-        prepared = await phases.prepare(SimpleNamespace(fence=None), parts, inputs)  # type: ignore[arg-type]
+        prepared = await phases.prepare(attempt, parts, inputs)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -60,7 +60,7 @@ def test_weights_and_bias_of_a_layer_change_together_and_norms_stay_as_trained(l
         "norm.weight": torch.ones(4),
     }
     trained = {name: weight + 1 for name, weight in base.items()}
-    published = anchored(base, trained, {"one": shown}, 0.5)
+    published = anchored(base, trained, [("one", shown)], 0.5)
     kept = shown.worth(torch.ones(OUTPUTS, INPUTS), 0.5)
     assert torch.allclose(published["one.weight"] - base["one.weight"], kept[:, :-1], atol=1e-5)
     assert torch.allclose(published["one.bias"] - base["one.bias"], kept[:, -1], atol=1e-5)

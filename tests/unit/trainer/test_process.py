@@ -70,7 +70,6 @@ def test_a_step_says_hello_first_and_its_result_last(tmp_path):
 @pytest.mark.parametrize(
     ("more", "code"),
     [
-        ({"recipe_version": "0"}, "recipe_unknown"),
         ({"parameters": {"learning_rat": 1}}, "parameters_refused"),
         ({"attempt": 0}, "spec_unreadable"),
     ],
@@ -79,6 +78,12 @@ def test_orders_that_cannot_be_followed_are_our_fault_and_say_so(tmp_path, more,
     exit_code, events, _ = ran(spec(tmp_path, **more))
     assert exit_code == FAILURE_EXIT_CODE
     assert (events[-1]["class"], events[-1]["code"]) == ("bug", code)
+
+
+def test_a_machine_with_another_version_of_the_recipe_is_no_place_for_the_run(tmp_path):
+    exit_code, events, _ = ran(spec(tmp_path, recipe_version="0"))
+    assert exit_code == FAILURE_EXIT_CODE
+    assert (events[-1]["class"], events[-1]["code"]) == ("capacity", "recipe_unknown")
 
 
 def test_a_term_signal_ends_the_step_with_stopped(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import math
 import re
 import shutil
@@ -174,6 +175,16 @@ def test_points_that_are_no_numbers_are_left_out_of_the_picture(tmp_path):
     html, figures = report_of(tmp_path, places, context())
     assert [curve[-1][0] for curve in figures["curves"].values()] == [30, 30]
     assert not re.search(r'="(nan|inf)', html)
+
+
+def test_a_general_set_of_which_nothing_was_kept_apart_measures_no_forgetting_and_the_page_says_so(tmp_path):
+    places = left_by_steps(tmp_path, [row for row in rows() if row["set"] == "test"])
+    evaluation = places["evaluation"] / "evaluation.json"
+    figures = json.loads(evaluation.read_text()) | {"general_set": {"utterances": 40, "test": 0}}
+    evaluation.write_text(json.dumps(figures))
+    html, _ = report_of(tmp_path, places, context())
+    assert "Ordinary speech was not measured" in html
+    assert "Ordinary speech <span" not in html
 
 
 def test_a_step_that_is_told_nothing_still_makes_a_page(tmp_path):

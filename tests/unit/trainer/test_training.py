@@ -2,8 +2,10 @@
 
 # ruff: noqa: PLC0415, E402 - torch is loaded only where a test needs it
 
+import collections
 import json
 import math
+import shutil
 
 import pytest
 
@@ -34,11 +36,14 @@ A_DAY_S = 86_400.0
 
 
 def train(folder, base, dataset, stop=None, **more):
+    from worker.trainer import emitter
     from worker.trainer import train as module
 
     inputs = {"base": base, "dataset": dataset} | {key: more.pop(key) for key in ("general",) if key in more}
     run, events = tiny.step_run(Step.TRAIN, folder, inputs, stop, **(SHORT | more))
-    module.run(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emitter, "_PROGRESS_EVERY_S", 0)  # every word is heard
+        module.run(run)
     return run.output, tiny.read_events(events)
 
 
@@ -70,13 +75,24 @@ def test_only_cross_attention_and_feed_forward_layers_of_the_decoder_learn(train
     assert all("decoder.layers" in name for name in before if not before[name].equal(after[name]))
 
 
-@pytest.mark.parametrize("looks", [1, 4])
-def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, dataset, tmp_path, looks):
+@pytest.mark.parametrize(
+    ("looks", "steps_done", "during"),
+    [
+        (1, 2, "training"),
+        (4, 3, "measuring progress"),
+        (12, 6, "measuring progress"),
+        (15, 6, "keeping ordinary speech"),  # listening to it
+        (21, 6, "keeping ordinary speech"),  # taking back what it notices
+    ],
+)
+def test_training_stopped_anywhere_ends_in_the_same_bytes(trained, base, dataset, tmp_path, looks, steps_done, during):
     whole, _ = trained
-    with pytest.raises(StepStoppedError):
+    with pytest.raises(StepStoppedError) as stopped:
         train(tmp_path / "train", base, dataset, tiny.StopAfter(looks))
     events = tiny.read_events(tmp_path / "train.events")
+    assert [one["note"] for one in events if one["event"] == "progress"][-1] == during
     kept = [one for one in events if one["event"] == "checkpoint"][-1]
+    assert kept["steps_done"] == stopped.value.steps_done == steps_done
     assert tree_digest(tmp_path / "train" / kept["path"]) == kept["sha256"]
     file = tmp_path / "train" / kept["path"] / "state.pt"
     torch.save(torch.load(file) | {"seconds": A_DAY_S}, file)
@@ -85,6 +101,14 @@ def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, data
     assert events[-1]["figures"]["seconds"] > A_DAY_S, "the seconds before count"
     assert file_digest(folder / "model.safetensors") == file_digest(whole / "model.safetensors")
     assert (folder / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
+
+
+def test_looks_at_the_development_split_and_the_anchor_are_signs_of_progress(trained):
+    told = [one for one in trained[1] if one["event"] == "progress"]
+    noted = collections.Counter((one["note"], one["steps_done"]) for one in told)
+    groups, layers = 4, 5
+    assert noted["measuring progress", 3] == noted["measuring progress", 6] == groups
+    assert noted["keeping ordinary speech", 6] == 6 + layers
 
 
 def test_each_utterance_of_a_group_is_heard_in_its_own_voice(base, dataset, tmp_path):
@@ -186,6 +210,7 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     assert figures["test"]["utterances"] == 6
     assert figures["unseen_voices"]["utterances"] == 2
     assert figures["general"]["utterances"] == 6
+    assert figures["general_set"] == {"utterances": 46, "test": 6}
     assert 2 <= figures["passages"]["utterances"] <= 6
     assert 0 <= figures["passages"]["custom"]["dropped"] <= figures["passages"]["utterances"]
     low, high = figures["test"]["intervals"]["wer_change"]
@@ -202,6 +227,21 @@ def test_both_models_are_measured_on_the_test_split_and_exported_in_both_shapes(
     card = (run.output / "model/README.md").read_text()
     assert "| test | " in card
     assert f"custom {figures['passages']['custom']['dropped']} of {figures['passages']['utterances']}" in card
+
+
+def test_speech_that_the_anchor_was_fitted_to_measures_no_forgetting(trained, base, dataset, tmp_path):
+    from worker.trainer import evaluate
+
+    general = tmp_path / "general"
+    shutil.copytree(dataset, general)
+    index = general / "index.jsonl"
+    index.write_text(index.read_text().replace('"test"', '"train"'))
+    inputs = {"base": base, "custom": trained[0], "dataset": dataset, "general": general}
+    run, events = tiny.step_run(Step.EVALUATE, tmp_path / "evaluate", inputs, precision="float32")
+    evaluate.run(run)
+    figures = tiny.read_events(events)[-1]["figures"]
+    assert figures["general"] is None
+    assert figures["general_set"] == {"utterances": 46, "test": 0}
 
 
 def test_a_model_that_writes_nothing_only_in_one_shape_is_not_published():
