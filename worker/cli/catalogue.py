@@ -107,7 +107,8 @@ async def _general_set(settings: Settings, manifest: Path, scratch: Path) -> Pat
     listed, output = scratch / "general.jsonl", scratch / "general"
     output.mkdir()
     rows_ = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines()):
+    # not splitlines(): a transcript may hold U+2028, which ends no line of JSON
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").rstrip().split("\n")):
         told = json.loads(line)
         audio = (manifest.parent / told["audio_filepath"]).resolve()
         rows_.append(

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from worker.trainer.dataset import Dataset, Passage, Utterance
+from worker.trainer.dataset import Dataset, Passage, Utterance, json_lines
 from worker.trainer.decoding import Hypothesis, greedy, token_limit
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.passages import joined
@@ -220,4 +220,4 @@ def _compared(rows: list[Row], seed: int) -> dict[str, Any] | None:
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that this step left in its output."""
-    return [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    return json_lines(folder / ROWS)
