@@ -62,11 +62,10 @@ def run(run: StepRun) -> None:
     """Decode the test split once with each model, and the operator's general set if there is one."""
     device = processor()
     precision = half_precision(run.parameters.precision, device)
-    language = run.spec.context.get("language")
     base = Whisper(run.input("base")).to_processor(device)
     custom = Whisper(run.input("base"))
     custom.load_weights(run.input("custom") / WEIGHTS)
-    pair = _Pair(base, custom.to_processor(device), precision, language)
+    pair = _Pair(base, custom.to_processor(device), precision, run.spec.language)
     dataset = Dataset(run.input("dataset"))
     voices = {one.speaker for one in dataset.of("train", "dev")}
     general_folder = run.optional_input("general")
@@ -99,7 +98,7 @@ def run(run: StepRun) -> None:
 class _Pair:
     """Both models; what they share is computed once."""
 
-    def __init__(self, base: Whisper, custom: Whisper, precision: torch.dtype, language: str | None) -> None:
+    def __init__(self, base: Whisper, custom: Whisper, precision: torch.dtype, language: str) -> None:
         self._base, self._custom, self._precision, self._language = base, custom, precision, language
         self._normalize = normalizer(language)
         ours, theirs = base.encoder.state_dict(), custom.encoder.state_dict()
