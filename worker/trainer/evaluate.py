@@ -13,6 +13,7 @@ from worker.trainer.decoding import Hypothesis, greedy, token_limit
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.passages import joined
 from worker.trainer.scoring import (
+    UNSPACED,
     Errors,
     character_errors,
     dropped,
@@ -101,6 +102,7 @@ class _Pair:
     def __init__(self, base: Whisper, custom: Whisper, precision: torch.dtype, language: str) -> None:
         self._base, self._custom, self._precision, self._language = base, custom, precision, language
         self._normalize = normalizer(language)
+        self._character_errors = word_errors if language in UNSPACED else character_errors
         ours, theirs = base.encoder.state_dict(), custom.encoder.state_dict()
         self._one_encoder = all(torch.equal(ours[name], theirs[name]) for name in ours)
         for model in (base, custom):
@@ -172,8 +174,8 @@ class _Pair:
             custom=by_custom,
             base_words=word_errors(reference, by_base),
             custom_words=word_errors(reference, by_custom),
-            base_characters=character_errors(reference, by_base),
-            custom_characters=character_errors(reference, by_custom),
+            base_characters=self._character_errors(reference, by_base),
+            custom_characters=self._character_errors(reference, by_custom),
             base_looped=base.looped,
             custom_looped=custom.looped,
         )

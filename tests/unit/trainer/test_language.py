@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def multilingual(tmp_path_factory):
-    return tiny.tiny_whisper(tmp_path_factory.mktemp("base"), "en", "de")
+    return tiny.tiny_whisper(tmp_path_factory.mktemp("base"), "en", "de", "zh")
 
 
 def test_every_step_hears_and_writes_the_run_s_language(multilingual, dataset, tmp_path, monkeypatch):
@@ -50,6 +50,18 @@ def test_every_step_hears_and_writes_the_run_s_language(multilingual, dataset, t
     assert json.loads((multilingual / "generation_config.json").read_text()).get("language") is None
 
 
+def test_without_spaces_between_words_the_error_rate_is_that_of_characters(multilingual, dataset, tmp_path):
+    from worker.trainer import evaluate
+
+    inputs = {"base": multilingual, "custom": multilingual, "dataset": dataset}
+    run, events = tiny.step_run(Step.EVALUATE, tmp_path / "out", inputs, language="zh", precision="float32")
+    evaluate.run(run)
+    measured = tiny.read_events(events)[-1]["figures"]["test"]
+    said = [row["text"] for row in evaluate.read_rows(run.output)]
+    assert measured["base"]["words"] == sum(len(text.replace(" ", "")) for text in said)
+    assert measured["base"]["wer"] == measured["base"]["cer"]
+
+
 def test_a_prompt_names_the_language_and_one_that_the_base_does_not_know_is_refused(multilingual, base):
     from worker.trainer.whisper import UnknownLanguageError, Whisper
 
@@ -68,9 +80,9 @@ def test_a_prompt_names_the_language_and_one_that_the_base_does_not_know_is_refu
         ((), None, None),
         ((), "en", None),
         ((), "de", "does not know the language 'de', only en"),
-        (("en", "de"), "de", None),
-        (("en", "de"), "xx", "does not know the language 'xx', only de, en"),
-        (("en", "de"), None, "multilingual: name one language of de, en"),
+        (("en", "de", "zh"), "de", None),
+        (("en", "de", "zh"), "xx", "does not know the language 'xx', only de, en, zh"),
+        (("en", "de", "zh"), None, "multilingual: name one language of de, en, zh"),
     ],
 )
 def test_a_base_is_registered_for_a_language_that_it_knows(multilingual, base, languages, wanted, refused):

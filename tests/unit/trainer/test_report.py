@@ -166,6 +166,12 @@ def test_without_general_set_speakers_and_development_data_the_page_says_so(tmp_
     assert "too few development recordings" in html
 
 
+@pytest.mark.parametrize(("language", "so"), [("en", False), ("de", False), ("ja", True)])
+def test_where_characters_are_counted_the_page_says_so(tmp_path, language, so):
+    html, _ = report_of(tmp_path, left_by_steps(tmp_path, rows()), context(), language)
+    assert ("every character counts as a word" in html) is so
+
+
 def test_a_step_that_is_told_nothing_still_makes_a_page(tmp_path):
     html, figures = report_of(tmp_path, left_by_steps(tmp_path, rows()), {})
     assert "The model is trained" in html

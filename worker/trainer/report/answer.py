@@ -105,6 +105,8 @@ def accuracy(report: dict[str, Any]) -> Markup:
         [*(high for _, _, group in measured for high in (group["intervals"][f"wer_{m}"][1] for m in _MODELS)), 0.05]
     )
     notes = [_voices_note(report)]
+    if report["by_character"]:
+        notes.append(fill("<li>Written without spaces between words: every character counts as a word.</li>"))
     if any(loops := [sum(group[model]["loops_cut"] for _, _, group in measured) for model in _MODELS]):
         notes.append(fill("<li>Endless repetitions cut off: base {}, custom {}.</li>", *loops))
     return fill(

@@ -13,6 +13,7 @@ from schemas.verdicts import REASONS
 from worker.trainer.dataset import Dataset, json_lines
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.report.compared import SENTENCES_SHOWN, TERMS_SHOWN, change, sentences, terms, words
+from worker.trainer.scoring import UNSPACED
 from worker.trainer.step import StepRun
 
 FORMAT: Final = 1
@@ -39,6 +40,7 @@ def gather(run: StepRun, dataset: Dataset) -> dict[str, Any]:
         "attempt": run.spec.attempt,
         "model": context.get("model_name") or context.get("model_key") or _model(context),
         "base": context.get("base_source") or inputs.get("base_key") or context.get("base_language_key"),
+        "by_character": run.spec.language in UNSPACED,
         "gate": context.get("gate"),
         "gate_sentence": context.get("gate_sentence"),
         "evaluation": evaluation,
