@@ -51,6 +51,8 @@ class StepSpec(Wire):
     recipe: str
     recipe_version: str
     seed: int
+    language: str = "en"
+    """What is spoken, as Whisper spells it: de, yue. Transcripts are written, and errors counted, in it."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters, already validated against the recipe's own list."""
     inputs: dict[str, str] = Field(default_factory=dict)

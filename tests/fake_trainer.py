@@ -48,6 +48,7 @@ class Trainer:
             "run": self.spec["run_id"],
             "attempt": self.spec["attempt"],
             "step": self.spec["step"],
+            "language": self.spec.get("language"),
             "pid": os.getpid(),
             "what": what,
             "n": n,

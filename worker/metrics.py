@@ -128,7 +128,8 @@ class Metrics:
         self.rescued = Counter("training_rescued_runs", "Dead leases this worker rescued", registry=own)
         self.wer = Histogram(
             "training_word_error_rate",
-            "Word error rate (fraction) on a run's own test set, before (base) and after (custom)",
+            "Word error rate (fraction) on a run's own test set, before (base) and after (custom);"
+            " that of characters where words have no spaces between them",
             ["model"],
             buckets=_ERROR_RATE_BUCKETS,
             registry=own,

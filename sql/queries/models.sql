@@ -7,10 +7,11 @@ returning id
 
 -- name: create_base_language
 -- A language that models start from; the same key again changes it for runs to come.
-insert into base_languages (key, name, recipe, weights, version, hyper_parameters, general_set)
-values ($1, $2, $3, $4, $5, $6::jsonb, $7)
+insert into base_languages (key, name, recipe, weights, version, hyper_parameters, general_set, language)
+values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8)
 on conflict (key) do update set name = excluded.name, recipe = excluded.recipe, weights = excluded.weights,
-    version = excluded.version, hyper_parameters = excluded.hyper_parameters, general_set = excluded.general_set
+    version = excluded.version, hyper_parameters = excluded.hyper_parameters, general_set = excluded.general_set,
+    language = excluded.language
 returning id
 
 -- name: create_custom_model
@@ -27,17 +28,17 @@ where m.key = $1 or m.id::text = $1
 
 -- name: base_language_by_id
 -- A base language, whole.
-select id, key, name, recipe, weights, version, hyper_parameters, general_set from base_languages where id = $1
+select id, key, name, recipe, weights, version, hyper_parameters, general_set, language from base_languages where id = $1
 
 -- name: base_language_by_key
 -- A base language, by key.
-select id, key, name, recipe, weights, version, hyper_parameters, general_set from base_languages where key = $1
+select id, key, name, recipe, weights, version, hyper_parameters, general_set, language from base_languages where key = $1
 
 -- name: versions_of_model
 -- What a model has published, the newest first.
-select v.id, v.number, v.run_id, v.attempt, v.address, v.sha256, v.figures, v.created_at,
+select v.id, v.number, v.run_id, v.attempt, v.address, v.sha256, v.figures, v.created_at, b.language,
     coalesce(v.id = m.published_version_id, false) as serving
-from model_versions v join custom_models m on m.id = v.custom_model_id
+from model_versions v join custom_models m on m.id = v.custom_model_id join base_languages b on b.id = v.base_language_id
 where v.custom_model_id = $1
 order by v.number desc
 

@@ -39,6 +39,20 @@ async def test_message_becomes_a_published_model(world: World) -> None:
     assert world.trainers(run) == []
 
 
+async def test_every_step_is_told_the_language_of_the_base_as_it_was_when_the_run_began(world: World) -> None:
+    await world.pool.execute("update base_languages set language = 'de' where id = $1", world.base)
+    await world.started()
+    run = await world.ask(fake={"train": {"1": "crash"}}, steps=2)
+    await until(
+        lambda: world.pool.fetchval("select inputs is not null from training_runs where id = $1", run), "fixed inputs"
+    )
+    await world.pool.execute("update base_languages set language = 'en' where id = $1", world.base)
+    assert (await world.over(run))["status"] == 4
+    begun = [(line["step"], line["language"]) for line in world.witnessed(run) if line["what"] == "start"]
+    assert {step for step, _ in begun} == {"prepare", "train", "evaluate", "export"}
+    assert {language for _, language in begun} == {"de"}
+
+
 async def test_message_delivered_several_times_is_one_run(world: World) -> None:
     await world.started()
     run, model = uuid.uuid4(), await world.new_model()

@@ -51,6 +51,30 @@ async def publish(world: World, model: str, files: Path) -> None:
     await world.pool.execute("update model_versions set address = 'tried/export', sha256 = $1", digest)
 
 
+async def test_a_multilingual_base_is_registered_for_one_language_and_writes_in_it(world: World, tmp_path: Path):
+    weights = tiny.tiny_whisper(tmp_path / "weights", "de")
+    tiny.recording(tmp_path / "ordinary.wav", 2)
+    ordinary = json.dumps({"audio_filepath": "ordinary.wav", "text": "schöne\u2028Bären"}, ensure_ascii=False)
+    (tmp_path / "general.jsonl").write_text(ordinary + "\n", encoding="utf-8")
+    add = ("base-language-add", "deutsch", "--weights", str(weights), "--general-set", str(tmp_path / "general.jsonl"))
+    for words, told in (((), "name one language of de"), (("--language", "xx"), "does not know the language 'xx'")):
+        refused = typed(world, *add, *words)
+        assert refused.returncode == 1
+        assert told in refused.stderr
+    assert await world.pool.fetchval("select count(*) from base_languages where key = 'deutsch'") == 0
+
+    added = typed(world, *add, "--language", "de")
+    assert added.returncode == 0, added.stderr
+    row = await world.pool.fetchrow("select language, general_set from base_languages where key = 'deutsch'")
+    assert row["language"] == "de"
+    index = (world.folder / "storage" / row["general_set"] / "index.jsonl").read_text(encoding="utf-8")
+    assert json.loads(index)["text"] == "schöne\u2028Bären"
+    typed(world, "model-add", "m", "--organization", str(world.organization), "--base", "deutsch", "--key", "m")
+    written = typed(world, "transcribe", "m", RECORDING)
+    assert written.returncode == 0, "English, which this base does not know, would be refused:\n" + written.stderr
+    assert "knows no language 'en'" in typed(world, "transcribe", "m", RECORDING, "--language", "en").stderr
+
+
 async def test_recordings_are_written_down_by_the_version_in_use_by_another_or_by_the_base(
     world: World, tmp_path: Path
 ):

@@ -36,7 +36,7 @@ async def test_the_decoder_of_strangers_recordings_sees_no_secret_and_a_home_of_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     settings = Settings.model_construct(trainer_python=str(program))
     options = argparse.Namespace(json=False, language=None, audio=["a.wav"])
-    assert await written_down(settings, tmp_path, options) == 0
+    assert await written_down(settings, tmp_path, "en", options) == 0
     environment = json.loads(seen.read_text())
     assert "secret" not in environment.values()
     assert environment["HOME"] == environment["TMPDIR"] != "/home/operator"

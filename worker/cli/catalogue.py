@@ -51,7 +51,9 @@ async def add_base_language(settings: Settings, options: argparse.Namespace) -> 
     try:
         with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch:
             weights = Path(scratch) / "weights"
-            status = await _trainer_program(settings, "worker.trainer.base_weights", options.weights, str(weights))
+            language = [] if options.language is None else [f"--language={options.language}"]
+            arguments = (*language, options.weights, str(weights))
+            status = await _trainer_program(settings, "worker.trainer.base_weights", *arguments)
             if status:
                 return complain(f"weights {options.weights!r} were not brought in; the reason stands above")
             version = await asyncio.to_thread(tree_digest, weights)
@@ -73,11 +75,12 @@ async def add_base_language(settings: Settings, options: argparse.Namespace) -> 
                 version=version,
                 hyper_parameters=defaults,
                 general_set=None if general is None else general_address,
+                language=options.language or "en",
             )
     finally:
         await storage.aclose()
     said(
-        f"base language {added}: {options.key}, weights {version[:16]} at {address}",
+        f"base language {added}: {options.key} ({options.language or 'en'}), weights {version[:16]} at {address}",
         json_wanted=options.json,
         id=added,
         key=options.key,
@@ -107,7 +110,8 @@ async def _general_set(settings: Settings, manifest: Path, base: Path, scratch: 
     listed, output = scratch / "general.jsonl", scratch / "general"
     output.mkdir()
     rows_ = []
-    for number, line in enumerate(manifest.read_bytes().splitlines()):
+    # not splitlines(): a transcript may hold U+2028, which ends no line of JSON
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").rstrip().split("\n")):
         told = json.loads(line)
         audio = (manifest.parent / told["audio_filepath"]).resolve()
         rows_.append(

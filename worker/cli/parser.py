@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="a folder, a hub id such as openai/whisper-tiny.en, or offline:tiny.en",
     )
+    add_base.add_argument(
+        "--language", help="as Whisper spells it, such as de or yue; default: en where the weights know nothing else"
+    )
     add_base.add_argument("--recipe", default="whisper")
     add_base.add_argument(
         "--general-set",
@@ -74,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     which = writing.add_mutually_exclusive_group()
     which.add_argument("--version", type=int, metavar="NUMBER", dest="version", help="another published version")
     which.add_argument("--base", action="store_true", help="the base, to compare")
-    writing.add_argument("--language", help="of a multilingual base; default: en")
+    writing.add_argument("--language", help="default: the base's")
     importing = add("import", catalogue.import_data, "add recordings to a model: a .jsonl manifest, or a folder")
     importing.add_argument("manifest", type=Path)
     importing.add_argument("--model", required=True, help="key or id")

@@ -35,9 +35,9 @@ async def transcribe(settings: Settings, options: argparse.Namespace) -> int:
     wanted = [one for one in published if (one["serving"] if chosen is None else one["number"] == chosen)]
     if options.version is not None and not wanted:
         return complain(f"{options.model} has no version {options.version}: see `python -m worker versions`")
-    address, digest = base.weights, None
-    if wanted and not options.base:
-        address, digest = wanted[0]["address"], wanted[0]["sha256"]
+    address, digest, language = base.weights, None, base.language
+    if wanted and not options.base:  # perhaps a version from an earlier base, in another language
+        address, digest, language = (wanted[0][name] for name in ("address", "sha256", "language"))
     elif not options.base:
         complain(f"{options.model} has no published version yet: this is its base, {base.key}")
     storage = storage_of(settings)
@@ -45,14 +45,14 @@ async def transcribe(settings: Settings, options: argparse.Namespace) -> int:
         folder = Path(address)
         if not folder.is_absolute():
             folder = await storage.materialize(address, sha256=digest)
-        return await written_down(settings, folder, options)
+        return await written_down(settings, folder, options.language or language, options)
     except (NotStored, Spoiled) as error:
         return complain(f"the model's files are not as they should be: {error}")
     finally:
         await storage.aclose()
 
 
-async def written_down(settings: Settings, folder: Path, options: argparse.Namespace) -> int:
+async def written_down(settings: Settings, folder: Path, language: str, options: argparse.Namespace) -> int:
     """The recipe's own program, on our standard output; it decodes what strangers recorded, so it gets no secrets."""
     chosen = {name: os.environ[name] for name in _CHOSEN if name in os.environ}
     source = os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))
@@ -62,7 +62,7 @@ async def written_down(settings: Settings, folder: Path, options: argparse.Names
             "-m",
             "worker.trainer.transcribe",
             *(["--json"] if options.json else []),
-            *(["--language", options.language] if options.language else []),
+            f"--language={language}",
             "--",
             str(folder),
             *map(str, options.audio),

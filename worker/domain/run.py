@@ -75,6 +75,8 @@ class RunInputs(Wire):
     parameters: dict[str, Any] = Field(default_factory=dict)
     seed: int
     general_set: str | None = None
+    language: str = "en"
+    """Of the base. Runs whose inputs were fixed before it was known were begun in English, and end in it."""
     load_verdicts: str | None = None
     """Storage key of the verdicts known without decoding (JSON lines of ``schemas.steps.Verdict``)."""
     digests: str | None = None

@@ -73,6 +73,7 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         recipe=base.recipe,
         **settled,
         general_set=base.general_set,
+        language=base.language,
         load_verdicts=f"{prefix}/verdicts.jsonl",
         digests=f"{prefix}/digests.json",
     )
@@ -182,6 +183,7 @@ async def train(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: Pre
         prepared.dataset.sha256,
         inputs.base_version,
         inputs.general_set or "",
+        inputs.language,
         str(inputs.seed),
     )
     return await run_step(attempt, parts, Step.TRAIN, inputs, addresses, key)
@@ -196,7 +198,9 @@ async def evaluate(attempt: Attempt, parts: Parts, inputs: RunInputs, prepared: 
     }
     if inputs.general_set is not None:
         addresses["general"] = await reached(parts, Source(address=inputs.general_set))
-    key = content_key(Step.EVALUATE, inputs, str(attempt.run.id), trained.sha256, prepared.dataset.sha256)
+    key = content_key(
+        Step.EVALUATE, inputs, str(attempt.run.id), trained.sha256, prepared.dataset.sha256, inputs.language
+    )
     evaluated = await run_step(attempt, parts, Step.EVALUATE, inputs, addresses, key)
     figures = measured(evaluated.figures)
     if figures.test_words:  # without any there is no rate, and none of 0 %
@@ -231,7 +235,7 @@ async def publish(  # noqa: PLR0913 - it gathers everything
         "dataset": prepared.place,
         "train": trained.place,
     }
-    key = content_key(Step.EXPORT, inputs, str(attempt.run.id), trained.sha256, evaluated.sha256)
+    key = content_key(Step.EXPORT, inputs, str(attempt.run.id), trained.sha256, evaluated.sha256, inputs.language)
     exported = await run_step(attempt, parts, Step.EXPORT, inputs, addresses, key, context=context)
     attempt.staged = True
     figures = evaluated.figures | {

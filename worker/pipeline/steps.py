@@ -93,6 +93,7 @@ async def run_step(  # noqa: PLR0913 - a step is told many things
         recipe=inputs.recipe,
         recipe_version=inputs.recipe_version,
         seed=inputs.seed,
+        language=inputs.language,
         parameters=inputs.parameters,
         inputs={name: path for name, path in addresses.items() if isinstance(path, str)},
         sources={name: source for name, source in addresses.items() if isinstance(source, Source)},

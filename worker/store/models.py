@@ -21,6 +21,8 @@ class BaseLanguage:
     version: str
     hyper_parameters: dict[str, Any]
     general_set: str | None
+    language: str
+    """As Whisper spells it: de, yue."""
 
 
 class ModelStore:
@@ -45,6 +47,7 @@ class ModelStore:
         version: str = "1",
         hyper_parameters: dict[str, Any] | None = None,
         general_set: str | None = None,
+        language: str = "en",
     ) -> int:
         """A base language, made or changed for runs to come."""
         row = await self._database.fetch_row(
@@ -56,6 +59,7 @@ class ModelStore:
             version,
             hyper_parameters or {},
             general_set,
+            language,
         )
         assert row is not None
         return int(row["id"])

@@ -105,7 +105,7 @@ def ordinary_speech(run: StepRun, model: Whisper, precision: torch.dtype) -> Ite
             padding_s=max(_PADDING_S, run.parameters.padding_s),
             precision=precision,
             file=run.output / f".states-general-{hearing}",
-            language=run.spec.context.get("language"),
+            language=run.spec.language,
             voices=voices(run.parameters, f"general/{run.spec.seed}/{hearing}", utterances),
         )
         for hearing in range(run.parameters.anchor_hearings)

@@ -64,6 +64,20 @@ def is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in NEEDED_FILES)
 
 
+def check_language(folder: Path, language: str | None) -> None:
+    """Whether a base can be trained for a language; None is English, for bases that know nothing else.
+
+    Raises:
+        BaseWeightsError: the base does not know it, or knows several and none was named.
+    """
+    told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    known = [token.strip("<|>") for token in told.get("lang_to_id", {})] if told.get("is_multilingual") else ["en"]
+    if language is None and known != ["en"]:
+        raise BaseWeightsError(f"this base is multilingual: name one language of {', '.join(sorted(known))}")
+    if language is not None and language not in known:
+        raise BaseWeightsError(f"this base does not know the language {language!r}, only {', '.join(sorted(known))}")
+
+
 def _from_hub(source: str, ready: Path) -> None:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - not needed, and slow, for the other sources
 
@@ -187,9 +201,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.trainer.base_weights", description=__doc__)
     parser.add_argument("source", help=f"hub id, folder, or {OFFLINE_ID}")
     parser.add_argument("folder", type=Path, help="where the weights shall lie")
+    parser.add_argument("--language", help="that the base must know, such as de; default: en, the only one it knows")
     arguments = parser.parse_args()
     try:
-        fetch(arguments.source, arguments.folder)
+        check_language(fetch(arguments.source, arguments.folder), arguments.language)
     except BaseWeightsError as error:
         print(f"base weights: {error}", file=sys.stderr)  # noqa: T201 - a command line speaks on stderr
         return 1

@@ -38,7 +38,7 @@ class Batches:
             dataset,
             padding_s=settings.padding_s,
             precision=precision,
-            language=run.spec.context.get("language"),
+            language=run.spec.language,
             ranks=ranks,
         )
         self._single = [

@@ -60,7 +60,7 @@ class Corpus:
         padding_s: float,
         precision: torch.dtype,
         file: Path,
-        language: str | None,
+        language: str,
         voices: Sequence[Voice] = (),
         ranks: Ranks = ALONE,
     ) -> None:

@@ -50,7 +50,7 @@ class Curves:
                 padding_s=WINDOW_S,
                 precision=precision,
                 file=run.output / ".states-dev",
-                language=run.spec.context.get("language"),
+                language=run.spec.language,
                 ranks=ranks,
             )
 

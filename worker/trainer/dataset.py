@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -67,12 +68,17 @@ class Passage:
         return tuple(zip(accumulate(lengths, initial=0.0), self.utterances, strict=True))
 
 
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line; a transcript may hold U+2028, which ends a line for ``splitlines()`` only."""
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
+
+
 class Dataset:
     """Utterances and their sound."""
 
     def __init__(self, folder: Path) -> None:
-        lines = (folder / "index.jsonl").read_bytes().splitlines()  # str would split at U+2028 as well
-        self.utterances = [Utterance(**json.loads(line)) for line in lines]
+        self.utterances = [Utterance(**row) for row in json_lines(folder / "index.jsonl")]
         self._samples = np.memmap(folder / "audio.i16", dtype="<i2", mode="r")
 
     def of(self, *splits: str) -> list[Utterance]:

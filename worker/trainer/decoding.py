@@ -33,7 +33,7 @@ def token_limit(seconds: float) -> int:
     return min(LONGEST_TEXT, _TOKENS_SPARE + round(_TOKENS_A_SECOND * min(seconds, WINDOW_S)))
 
 
-def greedy(model: Whisper, states: Tensor, limits: list[int], language: str | None = None) -> list[Hypothesis]:
+def greedy(model: Whisper, states: Tensor, limits: list[int], language: str) -> list[Hypothesis]:
     """Decode encoder states [batch, frames, width], each to its end or its limit of tokens."""
     with torch.inference_mode():
         return _greedy(model, states, limits, model.prompt(language))

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import torch
 
-from worker.trainer.dataset import Dataset, Passage, Utterance
+from worker.trainer.dataset import Dataset, Passage, Utterance, json_lines
 from worker.trainer.decoding import Hypothesis, greedy, token_limit
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.passages import joined
 from worker.trainer.scoring import (
+    UNSPACED,
     Errors,
     character_errors,
     dropped,
@@ -62,11 +63,10 @@ def run(run: StepRun) -> None:
     """Decode the test split once with each model, and that of the operator's general set if there is one."""
     device = processor()
     precision = half_precision(run.parameters.precision, device)
-    language = run.spec.context.get("language")
     base = Whisper(run.input("base")).to_processor(device)
     custom = Whisper(run.input("base"))
     custom.load_weights(run.input("custom") / WEIGHTS)
-    pair = _Pair(base, custom.to_processor(device), precision, language)
+    pair = _Pair(base, custom.to_processor(device), precision, run.spec.language)
     dataset = Dataset(run.input("dataset"))
     voices = {one.speaker for one in dataset.of("train", "dev")}
     general_folder = run.optional_input("general")
@@ -100,9 +100,10 @@ def run(run: StepRun) -> None:
 class _Pair:
     """Both models; what they share is computed once."""
 
-    def __init__(self, base: Whisper, custom: Whisper, precision: torch.dtype, language: str | None) -> None:
+    def __init__(self, base: Whisper, custom: Whisper, precision: torch.dtype, language: str) -> None:
         self._base, self._custom, self._precision, self._language = base, custom, precision, language
         self._normalize = normalizer(language)
+        self._character_errors = word_errors if language in UNSPACED else character_errors
         ours, theirs = base.encoder.state_dict(), custom.encoder.state_dict()
         self._one_encoder = all(torch.equal(ours[name], theirs[name]) for name in ours)
         for model in (base, custom):
@@ -174,8 +175,8 @@ class _Pair:
             custom=by_custom,
             base_words=word_errors(reference, by_base),
             custom_words=word_errors(reference, by_custom),
-            base_characters=character_errors(reference, by_base),
-            custom_characters=character_errors(reference, by_custom),
+            base_characters=self._character_errors(reference, by_base),
+            custom_characters=self._character_errors(reference, by_custom),
             base_looped=base.looped,
             custom_looped=custom.looped,
         )
@@ -221,4 +222,4 @@ def _compared(rows: list[Row], seed: int) -> dict[str, Any] | None:
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that this step left in its output."""
-    return [json.loads(line) for line in (folder / ROWS).read_bytes().splitlines()]
+    return json_lines(folder / ROWS)

@@ -1,5 +1,6 @@
 """Step `export`: the custom model in the two shapes people use, each tried before it may be published."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from worker.trainer.failures import StepFailureError
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.model_card import model_card
 from worker.trainer.report import write_report
-from worker.trainer.step import StepRun, files_below
+from worker.trainer.step import StepRun, files_below, write_json
 from worker.trainer.whisper import WEIGHTS, WINDOW_S, processor
 
 MODEL: Final = "model"
@@ -28,6 +29,7 @@ def run(run: StepRun) -> None:
     folder = run.output / MODEL
     shutil.rmtree(folder, ignore_errors=True)
     _lay_out(run.input("base"), run.input("custom") / WEIGHTS, folder)
+    _set_language(folder / "generation_config.json", run.spec.language)
     run.progress(20, note="converting")
     run.stop.check()
     converted = run.output / CONVERTED
@@ -55,6 +57,14 @@ def _lay_out(base: Path, weights: Path, folder: Path) -> None:
         os.link(weights, folder / WEIGHTS)
     except OSError:  # another file system
         shutil.copyfile(weights, folder / WEIGHTS)
+
+
+def _set_language(file: Path, language: str) -> None:
+    """A multilingual model hears the language it was trained in unless it is told another: it guesses none."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if settings.get("is_multilingual"):
+        settings.pop("forced_decoder_ids", None)  # the older way to say the same, with no language in it
+        write_json(file, settings | {"language": language, "task": "transcribe"})
 
 
 def _convert(folder: Path, converted: Path) -> None:
@@ -88,7 +98,7 @@ def _with_ctranslate2(run: StepRun, dataset: Dataset, one: Utterance) -> str:
     ours = Whisper(run.output / MODEL)
     model = ctranslate2.models.Whisper(str(run.output / CONVERTED), device="cpu", compute_type="float32")
     features = np.ascontiguousarray(ours.features(dataset.sound([one], WINDOW_S)).numpy())
-    prompt = ours.prompt(run.spec.context.get("language"))
+    prompt = ours.prompt(run.spec.language)
     found = model.generate(ctranslate2.StorageView.from_array(features), [prompt], beam_size=1)
     return ours.text(list(found[0].sequences_ids[0]))
 

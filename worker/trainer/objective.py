@@ -21,7 +21,7 @@ class Targets:
     not frequent keep the base's embedding; leaving them out changes no gradient that helps.
     """
 
-    def __init__(self, model: Whisper, texts: Sequence[str], language: str | None) -> None:
+    def __init__(self, model: Whisper, texts: Sequence[str], language: str) -> None:
         self._prompt = model.prompt(language)
         self._end = model.end
         self._tokens = [model.words(text) for text in texts]

@@ -4,26 +4,43 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import jiwer
 import numpy as np
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 RESAMPLES: Final = 2_000
 _DRAWN_AT_ONCE: Final = 2**19
 """Utterances, over several resamples: some 16 MiB, however large the set."""
 _HARDLY: Final = 0.2
 """A sentence of which no larger share of the words was heard was dropped."""
-_SPLIT_LETTER: Final = re.compile(r"\s+")
+UNSPACED: Final = frozenset({"zh", "yue", "ja", "th", "lo", "my"})
+"""Written without spaces between words: every character counts as one, so what is called word error rate is that of
+characters (Radford et al., "Robust speech recognition via large-scale weak supervision", 2022, appendix C)."""
+_DOTTED: Final = frozenset({"tr", "az"})
+_DOTS: Final = str.maketrans("I\u0130", "\u0131i")
+_BLANKS: Final = re.compile(r"\s+")
 
 Normalizer = Callable[[str], str]
 
 
-def normalizer(language: str | None) -> Normalizer:
-    """Case, punctuation and, for English, numbers and contractions: none of them is a recognition error."""
-    fold: Normalizer = EnglishTextNormalizer({}) if language in {None, "en"} else BasicTextNormalizer()
-    return lambda text: _SPLIT_LETTER.sub(" ", fold(unicodedata.normalize("NFKC", text))).strip()
+def normalizer(language: str) -> Normalizer:
+    """Case, punctuation and, for English, numbers and contractions: none of them is a recognition error.
+
+    Letters of other languages keep their dots, accents and vowel signs: Bären are not Baren.
+    """
+    fold: Normalizer = EnglishTextNormalizer({}) if language == "en" else partial(_folded, language)
+    return lambda text: _BLANKS.sub(" ", fold(unicodedata.normalize("NFKC", text))).strip()
+
+
+def _folded(language: str, text: str) -> str:
+    lower = (text.translate(_DOTS) if language in _DOTTED else text).lower()
+    kinds = [(one, unicodedata.category(one)[0]) for one in lower]
+    if language in UNSPACED:  # a mark belongs to the letter before it
+        return "".join(" " if kind in "SP" else one if kind == "M" else f" {one}" for one, kind in kinds)
+    return "".join(" " if kind in "SP" else one for one, kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -120,8 +137,13 @@ def _interval(values: Any) -> list[float]:
 
 def rare_terms(texts: Sequence[str], pieces: Callable[[str], int]) -> set[str]:
     """Words that the base's tokenizer has no name for: three pieces or more, at least five letters."""
-    words = {word for text in texts for word in text.split() if len(word) >= 5 and word.isalpha()}  # noqa: PLR2004
+    words = {word for text in texts for word in text.split() if len(word) >= 5 and _spelled(word)}  # noqa: PLR2004
     return {word for word in words if pieces(word) >= 3}  # noqa: PLR2004 - see above
+
+
+def _spelled(word: str) -> bool:
+    """Whether it is made of letters and their marks, which ``isalpha`` would refuse."""
+    return all(unicodedata.category(one)[0] in "LM" for one in word)
 
 
 def recall(terms: set[str], references: Sequence[str], hypotheses: Sequence[str]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from worker.trainer.batches import Batches
 from worker.trainer.build import build_facts
 from worker.trainer.curves import Curves
 from worker.trainer.dataset import Dataset
-from worker.trainer.failures import StepFailureError, StepStoppedError, bad_data
+from worker.trainer.failures import StepStoppedError, bad_data
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan

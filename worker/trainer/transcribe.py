@@ -20,7 +20,7 @@ import torch
 from worker.trainer.audio import FULL_SCALE, SAMPLE_RATE, Recording, Samples, UnreadableAudioError, opened
 from worker.trainer.decoding import greedy, token_limit
 from worker.trainer.verdicts import SILENT_RMS
-from worker.trainer.whisper import WEIGHTS, WINDOW_S, Whisper, half_precision, processor
+from worker.trainer.whisper import WEIGHTS, WINDOW_S, UnknownLanguageError, Whisper, half_precision, processor
 
 BATCH: Final = 8
 """Windows decoded together."""
@@ -158,11 +158,17 @@ def heard(files: Iterable[Path]) -> Iterator[Window | Problem]:
 class Transcriber:
     """A model that writes down windows."""
 
-    def __init__(self, folder: Path, language: str | None = None) -> None:
+    def __init__(self, folder: Path, language: str) -> None:
+        """Load a model.
+
+        Raises:
+            UnknownLanguageError: it does not know the language.
+        """
         device = processor()
         self._precision = half_precision("auto", device)
         self._model = Whisper(folder).to_processor(device)
         self._model.decoder.to(self._precision)
+        self._model.prompt(language)
         self._device, self._language = device, language
 
     def write_down(self, pieces: Iterable[Window | Problem]) -> Iterator[Spoken | Problem]:
@@ -234,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.trainer.transcribe", description=__doc__)
     parser.add_argument("model", type=Path, help="a folder in the layout of transformers, or an export of this trainer")
     parser.add_argument("recordings", type=Path, nargs="+")
-    parser.add_argument("--language", help="for multilingual models; default: en")
+    parser.add_argument("--language", default="en", help="of a multilingual model; default: en")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     from transformers.utils import logging  # noqa: PLC0415 - only here are its bars in the way
@@ -244,7 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
     folder = inside if inside.is_dir() else options.model
     if not (folder / WEIGHTS).is_file():
         parser.error(f"{folder} holds no model of this recipe: {WEIGHTS} is missing")
-    transcriber = Transcriber(folder, options.language)
+    try:
+        transcriber = Transcriber(folder, options.language)
+    except UnknownLanguageError as error:
+        parser.error(str(error))
     results = transcriber.write_down(heard(options.recordings))
     return 1 if tell(results, json_wanted=options.json, named=len(options.recordings) > 1) else 0
 

@@ -28,6 +28,10 @@ _HOP: Final = 160
 WEIGHTS: Final = "model.safetensors"
 
 
+class UnknownLanguageError(ValueError):
+    """The base has no token for a language."""
+
+
 class Whisper(nn.Module):
     """transformers' Whisper with the pieces this recipe needs beside it."""
 
@@ -108,12 +112,20 @@ class Whisper(nn.Module):
             states = output[0] if isinstance(output, tuple) else output
         return encoder.layer_norm(states)
 
-    def prompt(self, language: str | None = None) -> list[int]:
-        """The tokens before the first word: start, language and task for multilingual bases, no time stamps."""
+    def prompt(self, language: str) -> list[int]:
+        """The tokens before the first word: start, language and task for multilingual bases, no time stamps.
+
+        Raises:
+            UnknownLanguageError: this base does not know it.
+        """
         start = [self.config.decoder_start_token_id]
         if getattr(self.generation, "is_multilingual", False):
             languages: dict[str, int] = self.generation.lang_to_id
-            start += [languages[f"<|{language or 'en'}|>"], self.generation.task_to_id["transcribe"]]
+            if f"<|{language}|>" not in languages:
+                raise UnknownLanguageError(f"this base knows no language {language!r}")
+            start += [languages[f"<|{language}|>"], self.generation.task_to_id["transcribe"]]
+        elif language != "en":
+            raise UnknownLanguageError(f"this base knows English only, not {language!r}")
         return [*start, self.generation.no_timestamps_token_id]
 
     @property

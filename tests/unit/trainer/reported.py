@@ -128,14 +128,16 @@ def context(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report_of(folder: Path, places: dict[str, Path], told: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def report_of(
+    folder: Path, places: dict[str, Path], told: dict[str, Any], language: str = "en"
+) -> tuple[str, dict[str, Any]]:
     """The page and its figures."""
     output = folder / "export"
     output.mkdir()
     recipe = WhisperParameters()
     spec = StepSpec(
         run_id=UUID(int=5), attempt=2, step=Step.EXPORT, recipe="whisper", recipe_version="1", seed=3, context=told,
-        parameters={}, inputs={name: str(place) for name, place in places.items()}, output=str(output),
+        language=language, parameters={}, inputs={name: str(place) for name, place in places.items()}, output=str(output),
     )  # fmt: skip
     run = StepRun(spec, recipe, Emitter(1), StopRequest())
     assert write_report(run, Dataset(places["dataset"])) == ["report.html", "report.json"]

@@ -41,7 +41,33 @@ def test_errors_are_counted_by_kind():
 def test_case_punctuation_and_numbers_are_no_errors_in_english():
     same = normalizer("en")
     assert same("Twenty-five milligrams, Doctor!") == same("25 milligrams doctor")
-    assert normalizer("de")("Über, Straße") == normalizer("de")("über straße")
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "normal"),
+    [
+        ("de", "Über, STRASSE: „schöne“ Bären!", "über strasse schöne bären"),
+        ("de", "U\u0308ber", "über"),  # composed or not, it is one letter
+        ("hi", "हिन्दी में बोलना।", "हिन्दी में बोलना"),
+        ("ru", "Мой край", "мой край"),
+        ("tr", "İyi ISLAK", "iyi \u0131slak"),
+        ("zh", "今天天气,很好 iPhone", "今 天 天 气 很 好 i p h o n e"),
+        ("ja", "ガラス。", "ガ ラ ス"),
+        ("th", "สวัสดี", "ส วั ส ดี"),
+        ("yue", "我哋", "我 哋"),
+    ],
+)
+def test_other_languages_keep_their_letters_and_are_counted_by_character_where_words_have_no_spaces(
+    language, text, normal
+):
+    assert normalizer(language)(text) == normal
+
+
+def test_a_wrong_umlaut_or_vowel_sign_is_an_error():
+    german, hindi = normalizer("de"), normalizer("hi")
+    assert word_errors(german("Gerät schöne Bären müßte"), german("Gerat schone Baren mußte")).total == 4
+    assert word_errors(hindi("हिन्दी में बोलना"), hindi("हन्दा मो बीलने")).total == 3
+    assert rare_terms([hindi("हिन्दी में २०२६")], pieces=len) == {hindi("हिन्दी")}
 
 
 def test_the_interval_of_equal_models_is_zero_and_the_same_seed_gives_the_same_interval():

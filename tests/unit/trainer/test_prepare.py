@@ -302,3 +302,13 @@ def test_sound_that_differs_in_one_sample_is_no_duplicate():
         assert fingerprint(other) != fingerprint(sound), place
     assert fingerprint(sound.copy()) == fingerprint(sound)
     assert fingerprint(sound[:-1]) != fingerprint(sound)
+
+
+def test_a_transcript_that_holds_a_line_separator_is_one_utterance(tmp_path):
+    pytest.importorskip("torch")
+    from worker.trainer.dataset import Dataset  # noqa: PLC0415 - loads torch
+
+    texts = ["the new\u2028dose", "the dose\x85again", "after\x0blunch"]
+    rows = [tiny.row(n, tiny.recording(tmp_path / f"{n}.wav", 1.0, n), text) for n, text in enumerate(texts)]
+    dataset, _, _ = prepared(tmp_path, rows)
+    assert [one.text for one in Dataset(dataset).utterances] == texts

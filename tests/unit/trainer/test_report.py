@@ -187,6 +187,12 @@ def test_a_general_set_of_which_nothing_was_kept_apart_measures_no_forgetting_an
     assert "Ordinary speech <span" not in html
 
 
+@pytest.mark.parametrize(("language", "so"), [("en", False), ("de", False), ("ja", True)])
+def test_where_characters_are_counted_the_page_says_so(tmp_path, language, so):
+    html, _ = report_of(tmp_path, left_by_steps(tmp_path, rows()), context(), language)
+    assert ("every character counts as a word" in html) is so
+
+
 def test_a_step_that_is_told_nothing_still_makes_a_page(tmp_path):
     html, figures = report_of(tmp_path, left_by_steps(tmp_path, rows()), {})
     assert "The model is trained" in html

@@ -5,6 +5,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -19,8 +20,8 @@ WORDS = ("start", "stop", "the", "new", "dose", "metolazone", "today", "after", 
 RUN = UUID("00000000-0000-0000-0000-000000000001")
 
 
-def tiny_whisper(folder: Path) -> Path:
-    """A base model folder as the hub would give it."""
+def tiny_whisper(folder: Path, *languages: str) -> Path:
+    """A base model folder as the hub would give it; multilingual where languages are named."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
@@ -28,12 +29,13 @@ def tiny_whisper(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
-    vocabulary = {piece: number for number, piece in enumerate([*letters, *special])}
+    several = [*(f"<|{language}|>" for language in languages), "<|transcribe|>"] if languages else []
+    vocabulary = {piece: number for number, piece in enumerate([*letters, *special, *several])}
     end, start, no_times = (vocabulary[name] for name in special)
     tokenizer = Tokenizer(models.BPE(vocab={piece: vocabulary[piece] for piece in letters}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens([*special, *several])
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"bos_token": special[0], "eos_token": special[0], "unk_token": special[0], "pad_token": special[0]}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "WhisperTokenizer", **named}))
@@ -45,7 +47,11 @@ def tiny_whisper(folder: Path) -> Path:
     )  # fmt: skip
     torch.manual_seed(7)
     model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**ids, no_timestamps_token_id=no_times, is_multilingual=False)
+    facts: dict[str, Any] = {"is_multilingual": bool(languages)}
+    if languages:
+        facts["lang_to_id"] = {name: vocabulary[name] for name in several[:-1]}
+        facts["task_to_id"] = {"transcribe": vocabulary["<|transcribe|>"]}
+    model.generation_config = GenerationConfig(**ids, no_timestamps_token_id=no_times, **facts)
     model.save_pretrained(folder)
     mels = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80}
     (folder / "preprocessor_config.json").write_text(json.dumps(mels))
@@ -93,12 +99,20 @@ class StopAfter(StopRequest):
         assert value is False
 
 
-def step_run(step: Step, output: Path, inputs: dict[str, Path], stop: StopRequest | None = None, **parameters):
+def step_run(
+    step: Step,
+    output: Path,
+    inputs: dict[str, Path],
+    stop: StopRequest | None = None,
+    *,
+    language: str = "en",
+    **parameters,
+):
     """A step as `python -m worker.trainer` would build it; its events go to the file returned beside it."""
     output.mkdir(parents=True, exist_ok=True)
     spec = StepSpec(
         run_id=RUN, attempt=1, step=step, recipe="whisper", recipe_version=WHISPER.version, seed=3,
-        parameters=parameters, inputs={name: str(path) for name, path in inputs.items()}, output=str(output),
+        language=language, parameters=parameters, inputs={name: str(path) for name, path in inputs.items()}, output=str(output),
     )  # fmt: skip
     events = output.parent / f"{output.name}.events"
     descriptor = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -107,6 +107,8 @@ def accuracy(report: dict[str, Any]) -> Markup:
     notes = [_voices_note(report)]
     if (kept := evaluation.get("general_set")) and not kept["test"]:
         notes.append(fill("<li>Ordinary speech was not measured: no recording of it was kept apart for that.</li>"))
+    if report["by_character"]:
+        notes.append(fill("<li>Written without spaces between words: every character counts as a word.</li>"))
     if any(loops := [sum(group[model]["loops_cut"] for _, _, group in measured) for model in _MODELS]):
         notes.append(fill("<li>Endless repetitions cut off: base {}, custom {}.</li>", *loops))
     return fill(

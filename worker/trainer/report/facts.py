@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 
 from schemas.digest import file_digest
 from schemas.verdicts import REASONS
-from worker.trainer.dataset import Dataset
+from worker.trainer.dataset import Dataset, json_lines
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.report.compared import SENTENCES_SHOWN, TERMS_SHOWN, change, sentences, terms, words
+from worker.trainer.scoring import UNSPACED
 from worker.trainer.step import StepRun
 
 FORMAT: Final = 1
@@ -40,6 +41,7 @@ def gather(run: StepRun, dataset: Dataset) -> dict[str, Any]:
         "attempt": run.spec.attempt,
         "model": context.get("model_name") or context.get("model_key") or _model(context),
         "base": context.get("base_source") or inputs.get("base_key") or context.get("base_language_key"),
+        "by_character": run.spec.language in UNSPACED,
         "gate": context.get("gate"),
         "gate_sentence": context.get("gate_sentence"),
         "evaluation": evaluation,
@@ -81,10 +83,7 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
 
 def _lines(folder: Path | None, name: str) -> list[dict[str, Any]]:
     path = folder / name if folder else None
-    if path is None or not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as lines:  # not splitlines(): a transcript may hold U+2028, a line for it only
-        return [json.loads(line) for line in lines]
+    return json_lines(path) if path and path.is_file() else []
 
 
 def _digest(folder: Path | None) -> str | None:
