@@ -159,6 +159,8 @@ async def test_a_run_on_half_broken_data_succeeds_with_a_verdict_for_every_file(
     prefix = f"runs/{run}/1/export"
     exported = {stored.key.removeprefix(f"{prefix}/") async for stored in storage.listing(prefix)}
     assert {"model/model.safetensors", "model/tokenizer.json", "model/README.md", "ctranslate2/model.bin"} <= exported
+    card = (world.folder / "storage" / prefix / "model/README.md").read_text()
+    assert 'language: "en"\nbase_model: "en-real"\n' in card
 
 
 async def test_a_run_on_data_that_is_all_broken_fails_with_the_counts_by_reason(world: World, tmp_path: Path):

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from worker.trainer.scoring import UNSPACED
 from worker.trainer.step import StepRun
 
 _HEAD = """---
 library_name: transformers
 pipeline_tag: automatic-speech-recognition
----
+language: {language}
+{base_model}---
 # {name}
 
-Made from `{source}` by the recipe `{recipe}` {recipe_version}, run `{run_id}`, seed {seed}.
+Made from {source} by the recipe `{recipe}` {recipe_version}, run `{run_id}`, seed {seed}.
 
 ## What it does better
 {errors}
@@ -45,15 +47,19 @@ def model_card(run: StepRun, build: dict[str, Any], smoke: dict[str, str]) -> st
     training = _read(run.optional_input("train"), "train.json")
     data = _read(run.optional_input("dataset"), "summary.json")
     context = run.spec.context
+    inputs = context.get("inputs") or {}
+    base = inputs.get("base_key")
     made_with = training.get("build") or build
     return _HEAD.format(
         name=context.get("model_name") or context.get("model_key") or "Custom speech model",
-        source=context.get("base_source") or context.get("base_language_key") or "the base model",
+        language=json.dumps(run.spec.language),  # in quotes: to YAML a bare `no` is false
+        base_model=f"base_model: {json.dumps(base)}\n" if base else "",
+        source=f"`{base}` (weights {inputs.get('base_version', '?')[:16]})" if base else "the base model",
         recipe=run.spec.recipe,
         recipe_version=run.spec.recipe_version,
         run_id=run.spec.run_id,
         seed=run.spec.seed,
-        errors="\n".join(_errors(_read(run.optional_input("evaluation"), "evaluation.json"))),
+        errors="\n".join(_errors(_read(run.optional_input("evaluation"), "evaluation.json"), run.spec.language)),
         accepted=data.get("accepted", "?"),
         minutes=f"{data['usable_s'] / 60:.1f} min" if "usable_s" in data else "?",
         splits=_listed(data.get("seconds", {}), " s"),
@@ -72,7 +78,7 @@ def _read(folder: Path | None, name: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path and path.is_file() else {}
 
 
-def _errors(evaluation: dict[str, Any]) -> list[str]:
+def _errors(evaluation: dict[str, Any], language: str) -> list[str]:
     rows = []
     for key in ("test", "known_voices", "unseen_voices", "general"):
         if found := evaluation.get(key):
@@ -84,10 +90,11 @@ def _errors(evaluation: dict[str, Any]) -> list[str]:
     if not rows:
         return ["Not measured."]
     rare = evaluation["rare_terms"]
+    unit = "character" if language in UNSPACED else "word"
     return [
-        f"Word error rate ({evaluation['decoding']}; both sides normalized alike):",
+        f"{unit.capitalize()} error rate ({evaluation['decoding']}; both sides normalized alike):",
         "",
-        "| test set | words | base | custom | change, 95 % interval |",
+        f"| test set | {unit}s | base | custom | change, 95 % interval |",
         "|---|---|---|---|---|",
         *rows,
         "",

@@ -132,13 +132,17 @@ def report_of(
     folder: Path, places: dict[str, Path], told: dict[str, Any], language: str = "en"
 ) -> tuple[str, dict[str, Any]]:
     """The page and its figures."""
-    output = folder / "export"
+    run = export_run(folder / "export", places, told, language)
+    assert write_report(run, Dataset(places["dataset"])) == ["report.html", "report.json"]
+    html, figures = (run.output / name for name in ("report.html", "report.json"))
+    return html.read_text(encoding="utf-8"), json.loads(figures.read_text())
+
+
+def export_run(output: Path, places: dict[str, Path], told: dict[str, Any], language: str = "en") -> StepRun:
+    """The step `export` after those that left these folders."""
     output.mkdir()
-    recipe = WhisperParameters()
     spec = StepSpec(
         run_id=UUID(int=5), attempt=2, step=Step.EXPORT, recipe="whisper", recipe_version="1", seed=3, context=told,
         language=language, parameters={}, inputs={name: str(place) for name, place in places.items()}, output=str(output),
     )  # fmt: skip
-    run = StepRun(spec, recipe, Emitter(1), StopRequest())
-    assert write_report(run, Dataset(places["dataset"])) == ["report.html", "report.json"]
-    return (output / "report.html").read_text(encoding="utf-8"), json.loads((output / "report.json").read_text())
+    return StepRun(spec, WhisperParameters(), Emitter(1), StopRequest())

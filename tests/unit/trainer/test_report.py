@@ -13,9 +13,12 @@ from html.parser import HTMLParser
 
 import pytest
 import soundfile
+import yaml
 
-from tests.unit.trainer.reported import HOSTILE, SENTENCES, context, left_by_steps, report_of, rows
+from tests.unit.trainer.reported import HOSTILE, SENTENCES, context, export_run, left_by_steps, report_of, rows
+from worker.domain.run import RunInputs
 from worker.trainer.dataset import Dataset
+from worker.trainer.model_card import model_card
 from worker.trainer.report import pictures, sound
 from worker.trainer.report.compared import columns, sentences, terms, words
 from worker.trainer.report.markup import Markup, duration, fill, points
@@ -191,6 +194,23 @@ def test_a_general_set_of_which_nothing_was_kept_apart_measures_no_forgetting_an
 def test_where_characters_are_counted_the_page_says_so(tmp_path, language, so):
     html, _ = report_of(tmp_path, left_by_steps(tmp_path, rows()), context(), language)
     assert ("every character counts as a word" in html) is so
+
+
+@pytest.mark.parametrize(("language", "counted"), [("no", "Word"), ("ja", "Character")])
+def test_the_model_card_names_the_base_and_the_language_as_the_run_s_inputs_do(tmp_path, language, counted):
+    inputs = RunInputs(
+        manifest="m", manifest_sha256="a" * 64, rows=1, base_language_id=1, base_key="ward-2", base_weights="bases/x",
+        base_version="b" * 64, recipe="whisper", recipe_version="1", seed=3, language=language,
+    )  # fmt: skip
+    told = context(inputs=inputs.model_dump(mode="json"), model_name="Ward 2")
+    run = export_run(tmp_path / "export", left_by_steps(tmp_path, rows()), told, inputs.language)
+    _, front, card = model_card(run, {}, {}).split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers", "pipeline_tag": "automatic-speech-recognition", "language": language,
+        "base_model": "ward-2",
+    }  # fmt: skip
+    assert f"# Ward 2\n\nMade from `ward-2` (weights {'b' * 16}) by the recipe `whisper` 1" in card
+    assert f"{counted} error rate (" in card
 
 
 def test_a_step_that_is_told_nothing_still_makes_a_page(tmp_path):

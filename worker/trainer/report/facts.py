@@ -40,7 +40,7 @@ def gather(run: StepRun, dataset: Dataset) -> dict[str, Any]:
         "run_id": str(run.spec.run_id),
         "attempt": run.spec.attempt,
         "model": context.get("model_name") or context.get("model_key") or _model(context),
-        "base": context.get("base_source") or inputs.get("base_key") or context.get("base_language_key"),
+        "base": inputs.get("base_key"),
         "by_character": run.spec.language in UNSPACED,
         "gate": context.get("gate"),
         "gate_sentence": context.get("gate_sentence"),
