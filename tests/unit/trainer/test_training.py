@@ -70,8 +70,12 @@ def test_only_cross_attention_and_feed_forward_layers_of_the_decoder_learn(train
     assert all("decoder.layers" in name for name in before if not before[name].equal(after[name]))
 
 
-@pytest.mark.parametrize("looks", [1, 4])
-def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, dataset, tmp_path, looks):
+@pytest.mark.parametrize(("looks", "room"), [(1, 2**30), (4, 0)])
+def test_training_stopped_at_any_step_ends_in_the_same_bytes_with_room_for_states_or_without(
+    trained, base, dataset, tmp_path, monkeypatch, looks, room
+):
+    from worker.trainer import states
+
     whole, _ = trained
     with pytest.raises(StepStoppedError):
         train(tmp_path / "train", base, dataset, tiny.StopAfter(looks))
@@ -80,6 +84,7 @@ def test_training_stopped_at_any_step_ends_in_the_same_bytes(trained, base, data
     assert tree_digest(tmp_path / "train" / kept["path"]) == kept["sha256"]
     file = tmp_path / "train" / kept["path"] / "state.pt"
     torch.save(torch.load(file) | {"seconds": A_DAY_S}, file)
+    monkeypatch.setattr(states, "KEPT_BYTES_LIMIT", room)
     folder, events = train(tmp_path / "train", base, dataset)
     assert events[-1]["figures"]["resumed_from_step"] == kept["steps_done"] > 0
     assert events[-1]["figures"]["seconds"] > A_DAY_S, "the seconds before count"
