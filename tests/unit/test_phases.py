@@ -12,6 +12,7 @@ from worker.pipeline import phases
 
 pytestmark = pytest.mark.asyncio
 COMPARED = {
+    "utterances": 40,
     "base": {"words": 500, "wer": 0.4},
     "custom": {"words": 500, "wer": 0.2},
     "intervals": {"wer_change": [-0.25, -0.15]},
@@ -34,7 +35,7 @@ async def test_a_run_without_test_speech_has_no_error_rate(
     made: Any = SimpleNamespace(place="place", sha256="digest", dataset=SimpleNamespace(sha256="digest"))
     attempt: Any = SimpleNamespace(run=SimpleNamespace(id=1))
     parts: Any = SimpleNamespace(metrics=Metrics())
-    inputs: Any = SimpleNamespace(general_set=None)
+    inputs: Any = SimpleNamespace(general_set=None, language="en")
     await phases.evaluate(attempt, parts, inputs, made, made)
     for model in ("base", "custom"):
         assert parts.metrics.registry.get_sample_value("training_word_error_rate_count", {"model": model}) == runs

@@ -7,6 +7,7 @@ which numbers are added.
 """
 
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -107,12 +108,16 @@ class Ranks:
         """An array of zeros that all of them see, in a new file.
 
         What one writes before it takes part in a sum, the others see after that sum.
+
+        Raises:
+            OSError: the disk has no room for it. Found out only in writing to the array, that would be a bus error.
         """
         if self.first:
             file.unlink(missing_ok=True)
-            made = np.memmap(file, kind, "w+", shape=shape)
+            with file.open("xb") as made:
+                os.posix_fallocate(made.fileno(), 0, math.prod(shape) * np.dtype(kind).itemsize)
         self.sums(0)
-        return made if self.first else np.memmap(file, kind, "r+", shape=shape)
+        return np.memmap(file, kind, "r+", shape=shape)
 
 
 ALONE: Final = Ranks()

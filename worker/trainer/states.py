@@ -1,6 +1,7 @@
 """The frozen encoder's states, computed once for every utterance and kept in half precision on disk."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -17,8 +18,12 @@ from worker.trainer.whisper import FRAME, Whisper, window_s
 
 TAIL_S: Final = 1.0
 """Seconds of silence whose states are kept after an utterance: where the decoder sees that it is over."""
-KEPT_BYTES_LIMIT: Final = 16 * 2**30
-"""Larger data are encoded anew in every epoch instead of filling the disk."""
+KEPT_BYTES_LIMIT: Final = 64 * 2**30
+"""At most so much is kept by a step, all sets of utterances together; what has no room is encoded when asked for."""
+_SHARE_OF_DISK: Final = 0.5
+"""Nor more than this part of what was free before: the rest is for checkpoints, weights and other runs."""
+_KEPT: Final = ".states-*"
+"""The files of all sets of utterances, in their step's folder."""
 _FRAMES_A_SECOND: Final = SAMPLE_RATE // FRAME
 
 
@@ -48,7 +53,8 @@ class EncoderStates:
         self._starts = [0, *np.cumsum(sizes).tolist()]
         width = model.config.d_model
         self._kept: Tensor | None = None
-        if 2 * width * self._starts[-1] <= KEPT_BYTES_LIMIT:
+        size = 2 * width * self._starts[-1] + len(groups)
+        if ranks.sums(ranks.first and _has_room(file.parent, size))[0]:  # the first decides for all
             # whichever process first has a group in its share computes it, for all of them
             kept = ranks.shared_array(file, np.int16, (self._starts[-1], width))
             self._kept = torch.from_numpy(kept).view(torch.bfloat16)
@@ -89,6 +95,19 @@ class EncoderStates:
         half = torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32)
         with torch.no_grad(), half:
             return self._model.encode(features)[:, :frames].to(torch.bfloat16)
+
+
+def forget_kept(folder: Path) -> None:
+    """Remove what a step that works in this folder has kept, or one that was killed there."""
+    for file in folder.glob(_KEPT):
+        file.unlink()
+
+
+def _has_room(folder: Path, size: int) -> bool:
+    """Whether so many bytes more may be kept there."""
+    kept = sum(file.stat().st_size for file in folder.glob(_KEPT))
+    free = shutil.disk_usage(folder).free + kept  # files are given their whole room at once
+    return kept + size <= min(KEPT_BYTES_LIMIT, _SHARE_OF_DISK * free)
 
 
 def _frames(seconds: float) -> int:

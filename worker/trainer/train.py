@@ -23,6 +23,7 @@ from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.objective import loss
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import Ranks, in_ranks
+from worker.trainer.states import forget_kept
 from worker.trainer.step import StepRun, write_atomically, write_json
 from worker.trainer.whisper import WEIGHTS, Whisper, half_precision, processor
 
@@ -58,6 +59,8 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     if not utterances:
         raise bad_data("no_training_data", "None of the usable recordings is in the training split.")
 
+    if ranks.first:
+        forget_kept(run.output)
     model = Whisper(run.input("base")).to_processor(device)
     teacher = copy.deepcopy(model.decoder).requires_grad_(requires_grad=False)
     trained = trained_weights(model, settings.dropout)
@@ -135,8 +138,7 @@ def train(run: StepRun, ranks: Ranks) -> None:  # noqa: PLR0915 - the whole trai
     }
     write_json(run.output / "train.json", {**figures, "parameters": settings.model_dump(mode="json")})
     curves.write(run.output / "curves.jsonl")
-    for kept in run.output.glob(".states-*"):
-        kept.unlink()
+    forget_kept(run.output)
     run.result(figures, [WEIGHTS, "train.json", "curves.jsonl"])
 
 

@@ -257,8 +257,9 @@ async def test_cues_are_cut_to_the_longest_segment_that_the_run_wants(model, tmp
     times = [f"00:00:{start:02}.000 --> 00:00:{start + 3:02}.000" for start in range(0, 57, 3)]
     await model.add("talk.vtt", "WEBVTT\n\n" + "\n\n".join(f"{time}\nwords {n}" for n, time in enumerate(times)))
     base = SimpleNamespace(
-        id=1, key="en", recipe="whisper", hyper_parameters={}, weights="/base", version="1", general_set=None
-    )
+        id=1, key="en", recipe="whisper", hyper_parameters={}, weights="/base", version="1", general_set=None,
+        language="en",
+    )  # fmt: skip
     lengths = {}
     for wanted_s in (10, 30):
         run = SimpleNamespace(

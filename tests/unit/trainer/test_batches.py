@@ -2,14 +2,22 @@
 
 # ruff: noqa: E402 - torch is loaded only where it is there
 
+import errno
+import os
+import shutil
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from schemas.failures import FailureClass
 from schemas.steps import Step
 from tests.unit.trainer import tiny
+from worker.trainer import states as encoder_states
 from worker.trainer.batches import Batches
 from worker.trainer.dataset import Dataset
+from worker.trainer.failures import classified
 from worker.trainer.objective import Targets
 from worker.trainer.plan import Plan
 from worker.trainer.ranks import ALONE
@@ -50,6 +58,43 @@ def test_a_step_hears_the_same_whatever_was_heard_before_it(model, base, dataset
         assert all(map(torch.equal, heard[step], seen(resumed.share(step))))
 
 
+@pytest.mark.parametrize("short", ["limit", "disk"])
+def test_all_that_a_step_keeps_has_one_limit_and_what_is_not_kept_is_heard_the_same(
+    model, base, dataset, tmp_path, monkeypatch, short
+):
+    settings = {"joined": 0.5, "hearings": 3}
+    whole = batches(model, base, dataset, tmp_path / "whole", **settings)
+    kept = {file.name: file.stat() for file in (tmp_path / "whole" / "train").glob(".states-*")}
+    assert {".states-0", ".states-1", ".states-2", ".states-joined"} <= kept.keys()
+    assert all(512 * file.st_blocks >= file.st_size for file in kept.values()), "their room is theirs at once"
+    limit = 2.5 * kept[".states-0"].st_size
+
+    def held():
+        return sum(file.stat().st_size for file in (tmp_path / "few").glob("train/.states-*"))
+
+    if short == "limit":
+        monkeypatch.setattr(encoder_states, "KEPT_BYTES_LIMIT", limit)
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * limit - held()))
+    few = batches(model, base, dataset, tmp_path / "few", **settings)
+    assert kept[".states-0"].st_size < held() <= limit
+    for step in range(6):
+        assert all(map(torch.equal, seen(whole.share(step)), seen(few.share(step))))
+
+
+def test_a_disk_without_room_for_what_is_kept_is_a_failure_of_the_disk(model, base, dataset, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space") as failed:
+        batches(model, base, dataset, tmp_path)
+    assert (classified(failed.value).failure_class, classified(failed.value).code) == (
+        FailureClass.INFRASTRUCTURE,
+        "disk",
+    )
+
+
 def test_every_epoch_hears_the_next_voice_of_each_utterance_and_then_the_first_again(model, base, dataset, tmp_path):
     epochs = [heard_texts(batches(model, base, dataset, tmp_path, hearings=2), epoch) for epoch in range(3)]
     assert epochs[0].keys() == epochs[1].keys() == epochs[2].keys()
@@ -84,5 +129,5 @@ def test_passages_come_in_their_share_of_the_steps_and_hold_as_many_utterances(m
 def test_the_longest_transcript_has_its_place_in_the_decoder_and_words_in_brackets_are_no_orders(model):
     """A multilingual base's prompt has two tokens more than the tiny one's."""
     assert model.end not in model.words("so <|endoftext|> he said")
-    inputs, _ = Targets(model, ["e" * (LONGEST_TEXT - 1)], None).batch([0], model.filters.device)
+    inputs, _ = Targets(model, ["e" * (LONGEST_TEXT - 1)], "en").batch([0], model.filters.device)
     assert LONGEST_TEXT < inputs.shape[1] <= model.config.max_target_positions - 2

@@ -76,16 +76,20 @@ def test_only_cross_attention_and_feed_forward_layers_of_the_decoder_learn(train
 
 
 @pytest.mark.parametrize(
-    ("looks", "steps_done", "during"),
+    ("looks", "steps_done", "during", "room"),
     [
-        (1, 2, "training"),
-        (4, 3, "measuring progress"),
-        (12, 6, "measuring progress"),
-        (15, 6, "keeping ordinary speech"),  # listening to it
-        (21, 6, "keeping ordinary speech"),  # taking back what it notices
+        (1, 2, "training", 2**30),
+        (4, 3, "measuring progress", 0),  # encoder states are kept in the first part only
+        (12, 6, "measuring progress", 2**30),
+        (15, 6, "keeping ordinary speech", 2**30),  # listening to it
+        (21, 6, "keeping ordinary speech", 2**30),  # taking back what it notices
     ],
 )
-def test_training_stopped_anywhere_ends_in_the_same_bytes(trained, base, dataset, tmp_path, looks, steps_done, during):
+def test_training_stopped_anywhere_ends_in_the_same_bytes(
+    trained, base, dataset, tmp_path, monkeypatch, looks, steps_done, during, room
+):
+    from worker.trainer import states
+
     whole, _ = trained
     with pytest.raises(StepStoppedError) as stopped:
         train(tmp_path / "train", base, dataset, tiny.StopAfter(looks))
@@ -96,6 +100,7 @@ def test_training_stopped_anywhere_ends_in_the_same_bytes(trained, base, dataset
     assert tree_digest(tmp_path / "train" / kept["path"]) == kept["sha256"]
     file = tmp_path / "train" / kept["path"] / "state.pt"
     torch.save(torch.load(file) | {"seconds": A_DAY_S}, file)
+    monkeypatch.setattr(states, "KEPT_BYTES_LIMIT", room)
     folder, events = train(tmp_path / "train", base, dataset)
     assert events[-1]["figures"]["resumed_from_step"] == kept["steps_done"] > 0
     assert events[-1]["figures"]["seconds"] > A_DAY_S, "the seconds before count"
