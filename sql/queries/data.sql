@@ -21,9 +21,17 @@ limit $3
 -- What some files of a model hold now.
 select id, sha256 from training_data where custom_model_id = $1 and id = any ($2::bigint[])
 
+-- name: mates_of
+-- What the files of a model that pair with some of its files hold now.
+select asked.id, mate.id as mate, mate.sha256
+from unnest($2::bigint[]) as asked (id)
+cross join lateral (select d.stem from training_data d where d.id = asked.id and d.custom_model_id = $1 offset 0) one
+cross join lateral (
+    select d.id, d.sha256 from training_data d
+    where d.custom_model_id = $1 and d.stem = one.stem and d.id <> asked.id offset 0) mate
+
 -- name: set_verdicts
--- What a run found out about its files; only the owner of the attempt can say so. A file whose other half came meanwhile
--- does not wait again.
+-- What a run found out about its files; only the owner of the attempt can say so.
 with owner as materialized (
     select r.custom_model_id from training_runs r where r.id = $1 and r.attempt = $2 and r.status = 3 for share
 ), found as materialized (
@@ -39,4 +47,4 @@ update training_data d
 set verdict = f.verdict, reason_code = f.reason_code, reason = f.reason,
     duration_s = coalesce(f.duration_s, d.duration_s)
 from found f
-where d.id = f.id and (f.verdict <> 'waiting_for_pair' or d.verdict = 'waiting_for_pair')
+where d.id = f.id

@@ -177,16 +177,21 @@ async def test_a_file_that_was_replaced_while_it_was_judged_keeps_its_own_verdic
     data, run = DataStore(stage.database), await stage.running()
     names = [f"{stem}{suffix}" for stem in "abc" for suffix in (".wav", ".txt")]
     ids = {name: await _file(data, run, name) for name in names}
-    alone = await _file(data, run, "d.wav")
-    digests = dict.fromkeys((*ids.values(), alone), "a" * 64)
+    alone, lonely = await _file(data, run, "d.wav"), await _file(data, run, "e.wav")
+    digests = dict.fromkeys((*ids.values(), alone, lonely), "a" * 64)
     await _file(data, run, "a.wav", "b" * 64)
     await _file(data, run, "b.txt", "b" * 64)
+    await _file(data, run, "d.txt")
     verdicts = [_silent(ids[f"{stem}.wav"], ids[f"{stem}.txt"]) for stem in "abc"]
-    waiting = Verdict(data_ids=[alone], file="d.wav", verdict="waiting_for_pair", reason_code="waiting_for_pair")
-    await data.set_verdicts(run.fence, run.custom_model_id, [*verdicts, waiting], digests)
+    waiting = [
+        Verdict(data_ids=[one], file="x", verdict="waiting_for_pair", reason_code="waiting_for_pair")
+        for one in (alone, lonely)
+    ]
+    await data.set_verdicts(run.fence, run.custom_model_id, [*verdicts, *waiting], digests)
     judged = await _verdicts(stage)
     assert {name for name, verdict in judged.items() if verdict == "rejected"} == {"c.wav"}
     assert judged["d.wav"] == "accepted"  # its words came meanwhile
+    assert judged["e.wav"] == "waiting_for_pair"
 
 
 async def test_verdicts_and_an_upload_of_half_a_pair_wait_for_each_other_in_one_order(stage: Stage) -> None:

@@ -89,7 +89,8 @@ class DataStore:
             model_id: of the run's model.
             verdicts: one a file, ``data_ids`` holding its id and then those of the files it was judged with.
             digests: SHA-256 of the files that were judged, by id; of a file that has been replaced since then, and of
-                one that was judged with it, nothing is known. A file that is not in it counts as unchanged.
+                one that was judged with it, nothing is known; nor of one whose other half came only then. Empty: runs
+                of earlier versions knew none, and all count as unchanged.
         """
         for start in range(0, len(verdicts), _PAGE):
             page = verdicts[start : start + _PAGE]
@@ -98,6 +99,9 @@ class DataStore:
                 await hold(connection, model_id)
                 rows = await connection.fetch(_Q["digests_of"], model_id, asked)
                 same = {row["id"] for row in rows if row["sha256"] == digests.get(row["id"], row["sha256"])}
+                waiting = [verdict.data_ids[0] for verdict in page if verdict.verdict == "waiting_for_pair"]
+                mates = await connection.fetch(_Q["mates_of"], model_id, waiting) if waiting else []
+                same -= {row["id"] for row in mates if digests and row["sha256"] != digests.get(row["mate"])}
                 known = [verdict for verdict in page if same.issuperset(verdict.data_ids)]
                 await connection.execute(
                     _Q["set_verdicts"],
