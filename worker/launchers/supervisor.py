@@ -43,6 +43,7 @@ _STOP_AGAIN_S = 0.002
 _KILL_AGAIN_S = 0.02
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_timers = _libc if hasattr(_libc, "timer_create") else ctypes.CDLL("librt.so.1", use_errno=True)  # glibc before 2.34
 
 
 def now() -> float:
@@ -85,8 +86,8 @@ def _be_woken() -> None:
     timer, event = ctypes.c_void_p(), _SignalEvent(signal=signal.SIGCONT, notify=0)
     nanoseconds = int(_WAKE_S * 1e9)
     times = (ctypes.c_long * 4)(0, nanoseconds, 0, nanoseconds)  # struct itimerspec: the interval, then the first
-    made = _libc.timer_create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(timer))
-    if made or _libc.timer_settime(timer, 0, times, None):
+    made = _timers.timer_create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(timer))
+    if made or _timers.timer_settime(timer, 0, times, None):
         raise OSError(ctypes.get_errno(), "no timer")
 
 
