@@ -17,7 +17,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is None or math.isfinite(value) else None
 
 
-Measured = Annotated[float | None, AfterValidator(_finite)]
+FiniteOrNone = Annotated[float | None, AfterValidator(_finite)]
 """A number or none: what a training measures that diverges is often NaN or infinite, and says nothing."""
 Steps = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -46,9 +46,9 @@ class Progress(Wire):
     percent: float = Field(ge=0, le=100)
     steps_done: Steps | None = None
     steps: Steps | None = None
-    epoch: Measured = None
-    eta_s: Measured = None
-    audio_s: Measured = None
+    epoch: FiniteOrNone = None
+    eta_s: FiniteOrNone = None
+    audio_s: FiniteOrNone = None
     """Seconds of audio worked through so far."""
     note: str | None = Field(default=None, max_length=500)
 
@@ -58,7 +58,7 @@ class Metric(Wire):
 
     event: Literal["metric"] = "metric"
     name: str = Field(max_length=100)
-    value: Measured = None
+    value: FiniteOrNone = None
     """None: what was measured is no number, and the curve has a gap there."""
     steps_done: Steps | None = None
 

@@ -1,4 +1,4 @@
-"""A shop with its database, a line to its broker, and the intake between them."""
+"""A shop with its database, a line to its broker and the intake between them; a stage for the store's own tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.messages_support import Line, Shop, line_to, shop_at
+from tests.store_support import Stage, stage_at
 from worker.broker import connected
 from worker.intake.consumer import Intake
 from worker.intake.topology import declare
@@ -24,6 +25,12 @@ def metrics() -> Metrics:
 @pytest.fixture
 async def shop(database_url: str) -> AsyncIterator[Shop]:
     async with shop_at(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def stage(database_url: str) -> AsyncIterator[Stage]:
+    async with stage_at(database_url) as made:
         yield made
 
 

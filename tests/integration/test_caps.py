@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
-from tests.store_support import Stage, stage_at, success
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
+from tests.store_support import Stage, success
 
 
 async def _base(stage: Stage, key: str, cap: int) -> int:

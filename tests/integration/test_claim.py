@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
 from schemas.failures import FailureClass
 from tests.chaos.proxy import Proxy
-from tests.store_support import BEGIN, ClockedDatabase, Stage, stage_at, success
+from tests.store_support import BEGIN, ClockedDatabase, Stage, success
 from worker.domain.outcome import Failed
 from worker.domain.run import Claim
 from worker.errors import DatabaseAway
 from worker.store.database import queries
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 CRASH = Failed(FailureClass.CRASHED, "signal_9", "It stopped.")
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
 
 
 @pytest.mark.parametrize(("bursts", "slots"), [(1, 1), (1, 4), (2, 2), (3, 4)])

@@ -12,7 +12,7 @@ import pytest
 
 from tests.chaos.proxy import Proxy
 from tests.messages_support import until
-from tests.store_support import ClockedDatabase, Stage, stage_at
+from tests.store_support import ClockedDatabase, Stage
 from worker.clock import Clock
 from worker.domain.run import Request
 from worker.errors import DatabaseAway, DatabaseRefused
@@ -41,12 +41,6 @@ class Slow:
 
 
 Make = Callable[..., Dispatcher]
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
 
 
 @pytest.fixture

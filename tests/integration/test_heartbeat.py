@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.messages_support import until
-from tests.store_support import Stage, stage_at
 from worker.clock import Clock
 from worker.metrics import Metrics
 from worker.pipeline.attempt import CURVE_POINTS, CURVES, Attempt
@@ -18,16 +17,10 @@ from worker.pipeline.heartbeat import Heartbeat, ProgressWriter
 from worker.store.workers import WorkerStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.store_support import Stage
     from worker.domain.run import ClaimedRun
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas.failures import FailureClass
-from tests.store_support import Stage, stage_at, success
+from tests.store_support import Stage, success
 from worker.clock import Clock
 from worker.domain.outcome import Failed
 from worker.domain.run import Checkpoint, Request, RunInputs
@@ -30,12 +30,6 @@ INPUTS = RunInputs(
     manifest="m", manifest_sha256="0", rows=1, base_language_id=1, base_key="en", base_weights="/base",
     base_version="1", recipe="whisper", recipe_version="1", seed=1,
 )  # fmt: skip
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
 
 
 @pytest.fixture

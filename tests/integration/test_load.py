@@ -12,7 +12,6 @@ import pytest
 from pydantic import TypeAdapter
 
 from schemas.steps import ManifestRow, Verdict
-from tests.store_support import Stage, stage_at
 from worker.pipeline.importer import import_data
 from worker.pipeline.load import ManifestLimits, build_manifest
 from worker.pipeline.report import merge_verdicts
@@ -25,15 +24,10 @@ from worker.store.database import queries
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.store_support import Stage
     from worker.domain.run import ClaimedRun
 
 DEMO = Path(__file__).parents[2] / "deploy/demo/data"
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,16 +17,7 @@ from worker.services.rescuer import Rescuer
 from worker.store.runs import Limits
 from worker.store.workers import WorkerStore
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 LEASE_S = 60.0
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
 
 
 class OwnTime:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -18,9 +17,6 @@ from worker.domain.outcome import Cancelled, Failed, HandedOver, Succeeded
 from worker.domain.run import Checkpoint, Progress, Request, RunInputs
 from worker.errors import DatabaseAway, DatabaseRefused, RunLost
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 CRASH = Failed(FailureClass.CRASHED, "signal_9", "It stopped.")
 BAD_DATA = Failed(FailureClass.DATA, "too_little", "Too little.")
 ENDS = [success(), Succeeded({"wer": 1}, Gate.NO_IMPROVEMENT, None), BAD_DATA, CRASH, HandedOver(), Cancelled()]
@@ -28,12 +24,6 @@ INPUTS = RunInputs(
     manifest="m", manifest_sha256="0", rows=1, base_language_id=1, base_key="en", base_weights="/base",
     base_version="1", recipe="whisper", recipe_version="1", seed=1,
 )  # fmt: skip
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_at(database_url) as made:
-        yield made
 
 
 # --- once, and only by the owner ----------------------------------------------------------------------------------

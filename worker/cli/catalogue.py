@@ -111,7 +111,7 @@ async def _general_set(settings: Settings, manifest: Path, base: Path, scratch: 
     output.mkdir()
     rows_ = []
     # not splitlines(): a transcript may hold U+2028, which ends no line of JSON
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").rstrip().split("\n")):
+    for number, line in enumerate(filter(str.strip, manifest.read_text(encoding="utf-8").split("\n"))):
         told = json.loads(line)
         audio = (manifest.parent / told["audio_filepath"]).resolve()
         rows_.append(

@@ -75,8 +75,9 @@ class Rescuer:
             return False
         gap = sent_at - self._seen_at > self._lease_s / 4
         self._seen_at = self._clock.monotonic()
-        if self._seen_since is None or gap or self._clock_stepped(now):
-            self._seen_since = sent_at  # the first look, or one after a gap: of the database or of ourselves
+        stepped = self._clock_stepped(now)
+        if self._seen_since is None or gap or stepped:
+            self._seen_since = sent_at  # the first look, or one after a gap of the database, of ourselves, of time
         return self._seen_at - self._seen_since >= self._lease_s
 
     def _clock_stepped(self, now: datetime | None) -> bool:
