@@ -30,7 +30,7 @@ from deploy.local.cache import cache_root
 from worker.trainer.memory import keep_freed_memory, peak_memory_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-CLINIC = ROOT / "deploy/demo/data/clinic"
+RECORDINGS = ROOT / "deploy/demo/data"
 RATE = 16_000
 CUE_S = 4.0
 PEERS = ("lhotse", "librosa", "datasets")
@@ -175,8 +175,8 @@ def peer_packages() -> Path:
 
 def make_sets(folder: Path) -> dict[str, list[Piece]]:
     """The recordings to load."""
-    lines = (CLINIC / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    opus = [str(CLINIC / json.loads(line)["audio_filepath"]) for line in lines]
+    lines = (RECORDINGS / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    opus = [str(RECORDINGS / json.loads(line)["audio_filepath"]) for line in lines]
     flac, long = [], []
     for file in opus:
         sound, rate = soundfile.read(file, dtype="float32")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-CLINIC = ROOT / "deploy/demo/data/clinic"
+RECORDINGS = ROOT / "deploy/demo/data"
 MANIFESTS = ("train.jsonl", "test.jsonl", "test_unseen_voices.jsonl")
 PUBLISHED_RATE = 1e-5
 PACKAGES = ("accelerate==1.15.0", "psutil")
@@ -139,9 +139,9 @@ def prepared(base: Path, folder: Path) -> tuple[float, Path]:
     """The dataset that both train on, and the seconds it took to make: they count for both."""
     rows = []
     for name in MANIFESTS:
-        for line in (CLINIC / name).read_text(encoding="utf-8").splitlines():
+        for line in (RECORDINGS / name).read_text(encoding="utf-8").splitlines():
             told = json.loads(line)
-            audio = CLINIC / told["audio_filepath"]
+            audio = RECORDINGS / told["audio_filepath"]
             rows.append(
                 row(len(rows), audio, told["text"], speaker=told["speaker"], split=told["split"], source="jsonl")
             )
