@@ -1,4 +1,4 @@
-"""Why an attempt ended badly: the closed list of classes. ``worker.domain.failures`` says what follows from each."""
+"""Why an attempt ended badly: the closed list of classes. ``worker.domain.retry`` says what follows from each."""
 
 from enum import StrEnum
 

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add_base.add_argument(
         "--weights",
         required=True,
-        help="a folder, a hub id such as openai/whisper-tiny.en, or offline:tiny.en",
+        help="a folder, a hub id such as openai/whisper-tiny.en, or offline:whisper-tiny.en",
     )
     add_base.add_argument(
         "--language", help="as Whisper spells it, such as de or yue; default: en where the weights know nothing else"

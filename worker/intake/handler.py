@@ -43,10 +43,6 @@ class DeadReason(StrEnum):
     """The database refused this message and took others at the same time."""
 
 
-REPLAYABLE: Final = frozenset({DeadReason.RUN_ACTIVE, DeadReason.MODEL_UNKNOWN, DeadReason.REFUSED})
-"""Reasons that can pass: the others would only come back."""
-
-
 @dataclass(frozen=True)
 class Properties:
     """What a message says about itself; None where it is silent."""

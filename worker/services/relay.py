@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import attrgetter
@@ -183,15 +182,6 @@ class Relay:
         # Due so long ago and neither sent nor refused by us: another relay has told it.
         self._held = {run_id: held for run_id, held in self._held.items() if now - held[0] < _LONGEST_HOLD_S}
         return [run_id for run_id, (until, _) in self._held.items() if until > now]
-
-    async def watch_backlog(self, stop: asyncio.Event, every_s: float = 15.0) -> None:
-        """Keep the gauges of what is untold up to date until ``stop``."""
-        while not stop.is_set():
-            with suppress(DatabaseAway):
-                rows, oldest_s = await self._outbox.backlog()
-                self._metrics.outbox_rows.set(rows)
-                self._metrics.outbox_age_s.set(oldest_s)
-            await pause(stop, every_s)
 
 
 def message_of(row: Unsent) -> Outgoing:

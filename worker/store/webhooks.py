@@ -42,10 +42,6 @@ class WebhookStore:
         """How a try ended; nothing where a later try was faster."""
         await self._database.execute(_Q["end_delivery"], delivery_id, attempt, status, answer_status, error, retry_s)
 
-    async def forget_old(self) -> None:
-        """Cut the delivery log."""
-        await self._database.execute(_Q["forget_deliveries"])
-
 
 async def create(connection: Connection, organization_id: int, url: str, secret: str) -> Record:
     """Where an organization's events go from now on."""

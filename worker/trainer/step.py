@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from schemas.digest import file_digest
 from schemas.events import Artifact, Metric, Progress, Result
@@ -102,13 +102,6 @@ class StepRun:
             for path in sorted(paths)
         ]
         self.emitter.emit(Result(figures=figures, artifacts=artifacts))
-
-
-class StepFunction(Protocol):
-    """A step's main function: it ends with `StepRun.result` or raises."""
-
-    def __call__(self, run: StepRun) -> None:
-        """Do the step."""
 
 
 def write_json(path: Path, content: Any) -> None:
