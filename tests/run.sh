@@ -119,6 +119,8 @@ if [ $# -eq 0 ]; then
     check "ruff check" "$python" -m ruff check .
     check "ruff format" "$python" -m ruff format --check .
     check "mypy --strict" "$python" -m mypy -p worker -p schemas -p deploy.local
+    check "import contracts" "$(dirname "$python")/lint-imports"
+    check "declared dependencies" "$python" -m deptry .
 fi
 # A kill -9 of this script must end the tests too (the services watch it by themselves).
 leashed=()
