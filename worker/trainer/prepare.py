@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 from schemas.steps import ManifestRow, Verdict
 from worker.trainer.audio import SAMPLE_RATE
 from worker.trainer.segments import Segment, cores, decoded
-from worker.trainer.sides import Sides
+from worker.trainer.splits import Splits
 from worker.trainer.step import StepRun, write_json
 from worker.trainer.tokens import Lengths
 from worker.trainer.verdicts import Refusal
@@ -75,7 +75,9 @@ def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
             if done % _CHECK_STOP_EVERY == 0:
                 run.stop.check()
                 run.progress(100 * done / total, audio_s=sounds.end / SAMPLE_RATE, note="reading recordings")
-    judged = _Judge(Sides(lambda: (row for row, place in sounds.of(rows(manifest)) if isinstance(place, range))))
+    judged = _Judge(
+        Splits(lambda: ((row, place) for row, place in sounds.of(rows(manifest)) if isinstance(place, range)))
+    )
     with (
         (partial / "index.jsonl").open("w", encoding="utf-8") as index,
         (run.output / VERDICTS).open("w", encoding="utf-8") as verdicts,
@@ -135,10 +137,8 @@ class _Sounds:
 class _Judge:
     """Says of every row whether it is used, and counts everything."""
 
-    def __init__(self, sides: Sides) -> None:
-        self._sides = sides
-        self._used: dict[int, str] = {}
-        """First sample of each sound that is used, and the file that it is used from."""
+    def __init__(self, splits: Splits) -> None:
+        self._splits = splits
         self._seconds: Counter[str] = Counter()
         self._segments: Counter[str] = Counter()
         self._speakers: Counter[str] = Counter()
@@ -146,9 +146,10 @@ class _Judge:
 
     def take(self, row: ManifestRow, place: range | Refusal, index: IO[str]) -> Verdict:
         """List one row if it is good, and say what became of it."""
-        refusal = place if isinstance(place, Refusal) else self._sides.refusal(row) or self._duplicate(row, place.start)
-        if isinstance(place, Refusal) or refusal is not None:
-            assert refusal is not None
+        split = place if isinstance(place, Refusal) else self._splits.of(row, place)
+        if isinstance(place, Refusal) or isinstance(split, Refusal):
+            refusal = place if isinstance(place, Refusal) else split
+            assert isinstance(refusal, Refusal)
             self._rejected[refusal.code] += 1
             return Verdict(
                 data_ids=row.data_ids,
@@ -159,7 +160,7 @@ class _Judge:
                 reason=refusal.sentence,
                 duration_s=row.duration_s,
             )
-        split, seconds = self._sides.split(row), len(place) / SAMPLE_RATE
+        seconds = len(place) / SAMPLE_RATE
         entry = {
             "row": row.row,
             "start_sample": place.start,
@@ -182,13 +183,6 @@ class _Judge:
             duration_s=round(seconds, 3),
             split=split,
         )
-
-    def _duplicate(self, row: ManifestRow, start: int) -> Refusal | None:
-        """Refuse the sound that an earlier row already brought, under whatever name."""
-        if start not in self._used:
-            self._used[start] = row.file
-            return None
-        return Refusal("duplicate", f"The same recording is already there as {self._used[start]}.")
 
     def summary(self) -> dict[str, Any]:
         """Counts and seconds, for the data report."""

@@ -7,8 +7,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-from schemas.steps import ManifestRow
-from tests.unit.trainer import tiny
 from worker.trainer import scoring
 from worker.trainer.decoding import _loop, token_limit
 from worker.trainer.plan import Plan
@@ -22,7 +20,6 @@ from worker.trainer.scoring import (
     recall,
     word_errors,
 )
-from worker.trainer.sides import Sides
 from worker.trainer.tokens import LONGEST_TEXT
 
 pytestmark = pytest.mark.trainer
@@ -124,17 +121,3 @@ def test_every_epoch_sees_every_utterance_once_in_an_order_that_only_seed_and_ep
     assert [tuple(other.batch(step)) for step in steps] != epochs[0]
     assert max(plan.rate(step) for step in range(plan.steps)) == pytest.approx(1.0, abs=0.05)
     assert plan.rate(plan.steps - 1) < 0.15
-
-
-def test_adding_data_never_moves_a_row_and_pieces_of_a_recording_stay_together(tmp_path):
-    def rows(count) -> list[ManifestRow]:
-        return [tiny.row(number, tmp_path / "a.wav", f"sentence number {number}") for number in range(count)]
-
-    few, many = Sides(lambda: rows(50)), Sides(lambda: rows(500))
-    assert [few.split(one) for one in rows(50)] == [many.split(one) for one in rows(50)]
-    assert {many.split(one) for one in rows(500)} == {"train", "dev", "test"}
-    cues = [
-        tiny.row(9, tmp_path / "b.wav", tiny.spoken(number), source="cue", offset_s=number, duration_s=1.0)
-        for number in range(20)
-    ]
-    assert len({Sides(lambda: cues).split(one) for one in cues}) == 1
