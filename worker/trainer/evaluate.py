@@ -10,6 +10,7 @@ import torch
 
 from worker.trainer.dataset import Dataset, Passage, Utterance, json_lines
 from worker.trainer.decoding import Hypothesis, greedy, token_limit
+from worker.trainer.intervals import Heard, paired_intervals, units_of
 from worker.trainer.memory import peak_memory_bytes
 from worker.trainer.passages import joined
 from worker.trainer.scoring import (
@@ -18,7 +19,6 @@ from worker.trainer.scoring import (
     character_errors,
     dropped,
     normalizer,
-    paired_intervals,
     rare_terms,
     rate,
     rate_figures,
@@ -46,6 +46,7 @@ class Row:
     file: str
     speaker: str | None
     unseen_voice: bool
+    offset_s: float | None
     seconds: float
     text: str
     reference: str
@@ -168,6 +169,7 @@ class _Pair:
             file=utterance.file,
             speaker=utterance.speaker,
             unseen_voice=utterance.speaker is not None and utterance.speaker not in voices,
+            offset_s=utterance.offset_s,
             seconds=round(utterance.seconds, 3),
             text=utterance.text,
             reference=reference,
@@ -211,12 +213,14 @@ def _compared(rows: list[Row], seed: int) -> dict[str, Any] | None:
     if not rows:
         return None
     base, custom = [row.base_words for row in rows], [row.custom_words for row in rows]
+    units = units_of([Heard(row.file, row.offset_s or 0.0, row.seconds, row.speaker) for row in rows])
     return {
         "utterances": len(rows),
         "seconds": round(sum(row.seconds for row in rows), 1),
         "base": rate_figures(base, [row.base_characters for row in rows], sum(row.base_looped for row in rows)),
         "custom": rate_figures(custom, [row.custom_characters for row in rows], sum(row.custom_looped for row in rows)),
-        "intervals": paired_intervals(base, custom, seed),
+        "intervals": paired_intervals(base, custom, seed, units.of_row),
+        "intervals_over": {"unit": units.kind, "count": units.count},
     }
 
 

@@ -1,4 +1,4 @@
-"""Error rates that can be trusted: one normalizer for both sides, counts by kind, paired bootstrap intervals."""
+"""Error rates that can be trusted: one normalizer for both sides, counts by kind."""
 
 import re
 import unicodedata
@@ -8,12 +8,8 @@ from functools import partial
 from typing import Any, Final
 
 import jiwer
-import numpy as np
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-RESAMPLES: Final = 2_000
-_DRAWN_AT_ONCE: Final = 2**19
-"""Utterances, over several resamples: some 16 MiB, however large the set."""
 _HARDLY: Final = 0.2
 """A sentence of which no larger share of the words was heard was dropped."""
 UNSPACED: Final = frozenset({"zh", "yue", "ja", "th", "lo", "my"})
@@ -111,28 +107,6 @@ def rate_figures(words: Sequence[Errors], characters: Sequence[Errors], looped: 
         "words": sum(error.length for error in words),
         "loops_cut": looped,
     }
-
-
-def paired_intervals(base: Sequence[Errors], custom: Sequence[Errors], seed: int) -> dict[str, list[float]]:
-    """95 % bootstrap intervals over utterances: of both rates, and of custom minus base on the same resamples."""
-    counted = np.array([(one.length, one.total, other.total) for one, other in zip(base, custom, strict=True)]).T
-    source = np.random.default_rng(seed)
-    at_once = max(1, _DRAWN_AT_ONCE // len(base))
-    sums = [
-        counted[:, source.integers(0, len(base), (min(at_once, RESAMPLES - done), len(base)))].sum(axis=2)
-        for done in range(0, RESAMPLES, at_once)
-    ]
-    lengths, *totals = np.concatenate(sums, axis=1)
-    rates = [errors / np.maximum(1, lengths) for errors in totals]
-    return {
-        "wer_base": _interval(rates[0]),
-        "wer_custom": _interval(rates[1]),
-        "wer_change": _interval(rates[1] - rates[0]),
-    }
-
-
-def _interval(values: Any) -> list[float]:
-    return [round(float(value), 5) for value in np.percentile(values, [2.5, 97.5])]
 
 
 def rare_terms(texts: Sequence[str], pieces: Callable[[str], int]) -> set[str]:

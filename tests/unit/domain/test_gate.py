@@ -31,8 +31,8 @@ def test_an_interval_that_reaches_zero_is_no_improvement(high):
 def test_too_little_test_speech_decides_nothing_however_good_it_looks(utterances, words):
     decision = decide(replace(BETTER, test_utterances=utterances, test_words=words))
     assert decision.gate is Gate.TOO_LITTLE_TEST_DATA
-    assert re.search(rf"only {utterances} recordings? with {words} words?:", decision.sentence)
-    assert f"at least {LEAST_UTTERANCES} recordings and {LEAST_WORDS} words" in decision.sentence
+    assert re.search(rf"only {utterances} sentences? with {words} words?:", decision.sentence)
+    assert f"at least {LEAST_UTTERANCES} sentences and {LEAST_WORDS} words" in decision.sentence
 
 
 def test_the_least_test_speech_is_enough():
@@ -44,12 +44,13 @@ def test_on_the_least_test_speech_equally_good_models_are_hardly_ever_called_bet
     np = pytest.importorskip("numpy")
     source, words, published, models = np.random.default_rng(1), LEAST_WORDS // LEAST_UTTERANCES, 0, 200
     scoring = pytest.importorskip("worker.trainer.scoring")
+    intervals = pytest.importorskip("worker.trainer.intervals")
     for _ in range(models):
         base, custom = (
             [scoring.Errors(int(wrong), 0, 0, words) for wrong in source.binomial(words, 0.15, LEAST_UTTERANCES)]
             for _ in range(2)
         )
-        low, high = scoring.paired_intervals(base, custom, 0)["wer_change"]
+        low, high = intervals.paired_intervals(base, custom, 0)["wer_change"]
         found = Measured(LEAST_UTTERANCES, LEAST_WORDS, scoring.rate(base), scoring.rate(custom), low, high)
         published += decide(found).gate is Gate.PUBLISHED
     assert published / models < 0.1

@@ -13,8 +13,9 @@ from schemas.recipes import WhisperParameters
 from schemas.steps import Step, StepSpec
 from worker.trainer.dataset import Dataset
 from worker.trainer.emitter import Emitter
+from worker.trainer.intervals import paired_intervals
 from worker.trainer.report import write_report
-from worker.trainer.scoring import character_errors, paired_intervals, rate_figures, word_errors
+from worker.trainer.scoring import character_errors, rate_figures, word_errors
 from worker.trainer.step import StepRun, StopRequest
 
 if TYPE_CHECKING:

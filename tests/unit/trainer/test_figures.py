@@ -7,14 +7,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from worker.trainer import scoring
+from worker.trainer import intervals
 from worker.trainer.decoding import _loop, token_limit
+from worker.trainer.intervals import Heard, paired_intervals, units_of
 from worker.trainer.plan import Plan
 from worker.trainer.scoring import (
     Errors,
     character_errors,
     normalizer,
-    paired_intervals,
     rare_terms,
     rate,
     recall,
@@ -88,9 +88,9 @@ def test_intervals_of_a_large_set_need_no_more_memory_and_are_those_of_one_draw(
     tracemalloc.stop()
     assert peak < 2_000 * count, "not even a byte for each utterance of each resample"
     few = slice(0, 300)
-    monkeypatch.setattr(scoring, "_DRAWN_AT_ONCE", 7 * 300)
+    monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", 7 * 300)
     in_blocks = paired_intervals(base[few], custom[few], seed=1)
-    monkeypatch.setattr(scoring, "_DRAWN_AT_ONCE", 2_000 * 300)
+    monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", 2_000 * 300)
     assert in_blocks == paired_intervals(base[few], custom[few], seed=1)
     assert found["wer_change"][0] < found["wer_change"][1] < 0
 
@@ -121,3 +121,39 @@ def test_every_epoch_sees_every_utterance_once_in_an_order_that_only_seed_and_ep
     assert [tuple(other.batch(step)) for step in steps] != epochs[0]
     assert max(plan.rate(step) for step in range(plan.steps)) == pytest.approx(1.0, abs=0.05)
     assert plan.rate(plan.steps - 1) < 0.15
+
+
+def heard(recordings, each, *, speakers=None, seconds=4.0):
+    return [
+        Heard(f"{name}.wav", at * seconds, seconds, None if speakers is None else f"voice {name % speakers}")
+        for name in range(recordings)
+        for at in range(each)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "count"),
+    [
+        (heard(40, 1, speakers=8), "speakers", 8),
+        (heard(40, 1, speakers=7), "recordings", 40),
+        (heard(10, 5), "recordings", 10),
+        (heard(2, 100), "blocks", 2 * -(-100 // 7)),
+        (heard(1, 20), "blocks", 10),
+    ],
+)
+def test_what_is_drawn_again_is_the_largest_unit_of_which_there_are_enough(rows, kind, count):
+    units = units_of(rows)
+    assert (units.kind, units.count) == (kind, count)
+
+
+def test_sentences_of_one_call_are_no_more_evidence_than_the_call():
+    source = np.random.default_rng(0)
+    calls = np.repeat(np.arange(10), 20)
+    hard = source.uniform(0, 0.4, 10)
+    wrong = source.binomial(10, hard[calls])
+    base = [Errors(int(one), 0, 0, 10) for one in wrong]
+    widths = [
+        high - low
+        for low, high in (paired_intervals(base, base, 0, units)["wer_base"] for units in (None, calls.tolist()))
+    ]
+    assert widths[1] > 1.5 * widths[0]
