@@ -82,7 +82,7 @@ class Recipe(BaseModel):
 
 WHISPER: Final = Recipe(
     name="whisper",
-    version="5",
+    version="6",
     parameters=WhisperParameters,
     dataset_parameters=frozenset({"longest_segment_s", "shortest_segment_s", "fastest_speech_cps"}),
     steps={step: f"worker.trainer.{step.value}" for step in Step},

@@ -7,6 +7,9 @@ from typing import Final, Literal
 
 Split = Literal["train", "dev", "test"]
 
+RowKey = tuple[bytes, int]
+"""What a row is known by from one training to the next: SHA-256 of its recording, and where it begins, in ms."""
+
 TEST_SHARE: Final = 0.10
 DEV_SHARE: Final = 0.10
 _NOT_A_WORD: Final = re.compile(r"[^\w']+", re.UNICODE)
@@ -17,8 +20,18 @@ def split_text_key(text: str) -> str:
     return " ".join(_NOT_A_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
+def row_key(recording_sha256: str, offset_s: float | None) -> RowKey:
+    """The key of a row.
+
+    Args:
+        recording_sha256: of the whole file, in hexadecimal.
+        offset_s: where the row begins in it, in seconds; None: with the recording.
+    """
+    return bytes.fromhex(recording_sha256), round(1000 * (offset_s or 0.0))
+
+
 def split_of(key: str) -> Split:
-    """The side a key falls on.
+    """The side a key fell on before 0.2.0, from which on `schemas.split_rule` decides.
 
     Args:
         key: ``split_text_key(text)``; for a recording cut into segments, the digest of the whole recording.

@@ -83,7 +83,9 @@ class ManifestRow(Wire):
     """Null: the whole file."""
     speaker: str | None = None
     split: Literal["train", "dev", "test"] | None = None
-    """As marked by the customer; else ``schemas.splits`` decides."""
+    """As marked by the customer."""
+    earlier: Literal["train", "dev", "test"] | None = None
+    """What it was in an earlier training of the model; without either, ``schemas.split_rule`` decides."""
     source: Literal["txt", "cue", "jsonl"] = "txt"
 
 

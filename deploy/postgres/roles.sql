@@ -37,6 +37,7 @@ grant select on schema_migrations to training_worker, training_api, training_rea
 -- The worker moves runs and writes what came of them. It makes no model, no organization, reads no key, and deletes
 -- nothing but outbox rows that were told and keys of content that is gone.
 grant select, update on organizations, base_languages, custom_models, training_data, organization_counts to training_worker;
+grant select, insert, update on row_splits to training_worker;
 grant insert on organization_counts to training_worker;
 grant select, update on model_order to training_worker;
 grant select, insert, update on training_runs, workers, step_outputs to training_worker;

@@ -30,6 +30,26 @@ cross join lateral (
     select d.id, d.sha256 from training_data d
     where d.custom_model_id = $1 and d.stem = one.stem and d.id <> asked.id offset 0) mate
 
+-- name: splits_of_model
+-- What the rows of a model were in its trainings, a page at a time.
+select recording, start_ms, split from row_splits
+where custom_model_id = $1 and (recording, start_ms) > ($2::bytea, $3::bigint)
+order by recording, start_ms
+limit $4
+
+-- name: has_version
+-- Whether any training of a model ever made a version.
+select exists (select from model_versions where custom_model_id = $1) as found
+
+-- name: keep_splits
+-- What rows are in a run's training; only the owner of the attempt can say so.
+insert into row_splits (custom_model_id, recording, start_ms, split)
+select o.custom_model_id, s.recording, s.start_ms, s.split
+from (select r.custom_model_id from training_runs r where r.id = $1 and r.attempt = $2 and r.status = 3 for share) o
+cross join unnest($3::bytea[], $4::bigint[], $5::text[]) as s (recording, start_ms, split)
+on conflict (custom_model_id, recording, start_ms) do update set split = excluded.split
+where row_splits.split <> excluded.split
+
 -- name: set_verdicts
 -- What a run found out about its files; only the owner of the attempt can say so.
 with owner as materialized (

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import TypeAdapter
 
+from schemas.digest import file_digest
+from schemas.splits import row_key
 from schemas.steps import ManifestRow, Verdict
 from worker.pipeline.importer import import_data
 from worker.pipeline.load import ManifestLimits, build_manifest
+from worker.pipeline.manifest_writer import splits_in
 from worker.pipeline.report import merge_verdicts
 from worker.storage import FileStorage
 from worker.store import api_data
@@ -214,3 +217,45 @@ async def test_verdicts_are_written_a_page_at_a_time(stage: Stage, monkeypatch: 
         assert await _verdicts(stage) == {"f.wav": "rejected", "g.wav": "accepted"}
     await judging
     assert await _verdicts(stage) == {"f.wav": "rejected", "g.wav": "rejected"}
+
+
+async def test_what_a_row_was_in_a_training_is_in_the_next_manifest(
+    stage: Stage, storage: FileStorage, tmp_path: Path
+) -> None:
+    data, run = DataStore(stage.database), await stage.running()
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "a.vtt").write_text(
+        "WEBVTT\n\n00:01.000 --> 00:09.000\nStart the new dose.\n\n00:21.000 --> 00:29.500\nStop the pump now.\n"
+    )
+    (files / "a.wav").write_bytes(b"RIFF0000WAVE")
+    for path in sorted(files.iterdir()):
+        await storage.put_file(path, f"data/{path.name}")
+        await data.add(
+            run.custom_model_id, run.organization_id, name=path.name, stem="a", size=path.stat().st_size,
+            kind="audio" if path.suffix == ".wav" else "transcript", sha256=file_digest(path), address=f"data/{path.name}",
+        )  # fmt: skip
+
+    async def listed(name: str) -> list[ManifestRow]:
+        known = await data.splits_of(run.custom_model_id)
+        manifest = await build_manifest(
+            data.of_model(run.custom_model_id), storage, tmp_path / name, ManifestLimits(),
+            earlier=lambda row: known.get(row_key(row.audio_sha256, row.offset_s)),
+        )  # fmt: skip
+        return [ManifestRow.model_validate_json(line) for line in manifest.path.read_bytes().splitlines()]
+
+    rows = await listed("first")
+    assert [row.earlier for row in rows] == [None, None]
+    verdicts = tmp_path / "verdicts.jsonl"
+    judged = [
+        Verdict(data_ids=row.data_ids, row=row.row, file=row.file, verdict="accepted", split=split)
+        for row, split in zip(rows, ("test", "train"), strict=True)
+    ]
+    verdicts.write_text("".join(one.model_dump_json() + "\n" for one in judged))
+    splits = list(splits_in(tmp_path / "first" / "manifest.jsonl", verdicts))
+    late = run.fence.__class__(run.id, run.attempt - 1)
+    await data.keep_splits(late, splits)
+    assert await data.splits_of(run.custom_model_id) == {}, "another attempt owns the run"
+    for _ in range(2):  # its answer was lost
+        await data.keep_splits(run.fence, splits)
+    assert [row.earlier for row in await listed("second")] == ["test", "train"]

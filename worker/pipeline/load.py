@@ -14,7 +14,7 @@ from worker.errors import NotStored, StepFailed, TooLarge
 from worker.pipeline.audio_names import AudioNames
 from worker.pipeline.cues import pieces_of
 from worker.pipeline.manifest_lines import LineError, lines_of, understood
-from worker.pipeline.manifest_writer import Manifest, ManifestWriter
+from worker.pipeline.manifest_writer import Earlier, Manifest, ManifestWriter
 from worker.pipeline.pairs import Pair, paired
 from worker.pipeline.transcripts import TranscriptError, cues_of, utterance
 from worker.storage import Storage
@@ -54,12 +54,13 @@ class _Read:
     refused: list[_Refused]
 
 
-async def build_manifest(
+async def build_manifest(  # noqa: PLR0913 - what it reads, and how
     items: AsyncIterator[DataItem],
     storage: Storage,
     folder: Path,
     limits: ManifestLimits,
     moved: Callable[[], None] = lambda: None,
+    earlier: Earlier = lambda _: None,
 ) -> Manifest:
     """List every candidate segment of a model's files, and say of every other file why it is none.
 
@@ -71,13 +72,14 @@ async def build_manifest(
         folder: where manifest and verdicts are written.
         limits: see `ManifestLimits`.
         moved: called now and then, as a sign of life.
+        earlier: what a row was in an earlier training of the model.
 
     Raises:
         StepFailed: more files than `limits.files`.
         StorageAway: storage does not answer.
     """
     known = await _sorted(items, limits)
-    with ManifestWriter(folder) as writer:
+    with ManifestWriter(folder, earlier) as writer:
         audio = await _usable_audio(known, storage, writer)
         named = await _from_manifests(known, audio, storage, writer, limits, moved)
         transcripts = [item for item in known if item.kind == "transcript"]

@@ -3,14 +3,16 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from schemas.splits import split_text_key
+from schemas.splits import RowKey, Split, row_key, split_text_key
 from schemas.steps import ManifestRow, Verdict
+
+Earlier = Callable[[ManifestRow], Split | None]
 
 SPELLED_OUT: Final = 1_000
 """Refusals of one file for one reason; of a broken manifest a line of two bytes makes a verdict of two hundred."""
@@ -44,10 +46,31 @@ def verdicts_in(path: Path) -> Iterator[Verdict]:
             yield Verdict.model_validate_json(line)
 
 
-class ManifestWriter:
-    """Rows and verdicts, in the order they come; holds 16 bytes for each row."""
+def splits_in(manifest: Path, verdicts: Path) -> Iterator[tuple[RowKey, Split]]:
+    """The split of every row that is used, from a manifest and the step's verdicts on its rows.
 
-    def __init__(self, folder: Path) -> None:
+    Two transcripts of one stretch of sound are one row here: the first that is used.
+    """
+    used = {verdict.row: verdict.split for verdict in verdicts_in(verdicts) if verdict.split is not None}
+    told: set[RowKey] = set()
+    with manifest.open("rb") as lines:
+        for row in (ManifestRow.model_validate_json(line) for line in lines if line.strip()):
+            key, split = row_key(row.audio_sha256, row.offset_s), used.get(row.row)
+            if split is not None and key not in told:
+                told.add(key)
+                yield key, split
+
+
+class ManifestWriter:
+    """Rows and verdicts, in the order they come; holds 16 bytes for each row.
+
+    Args:
+        folder: where they are written.
+        earlier: what a row was in an earlier training of the model.
+    """
+
+    def __init__(self, folder: Path, earlier: Earlier) -> None:
+        self._earlier = earlier
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "manifest.jsonl"
         self._verdicts_path = folder / "verdicts.jsonl"
@@ -85,7 +108,10 @@ class ManifestWriter:
             self.refuse(row.data_ids, where, "duplicate", sentence)
             return
         self._seen.add(key)
-        line = row.model_copy(update={"row": self._count}).model_dump_json().encode() + b"\n"
+        line = (
+            row.model_copy(update={"row": self._count, "earlier": self._earlier(row)}).model_dump_json().encode()
+            + b"\n"
+        )
         self._rows.write(line)
         self._digest.update(line)
         self._count += 1

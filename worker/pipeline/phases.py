@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from schemas.failures import FailureClass
 from schemas.recipes import recipes, validated
+from schemas.splits import row_key, split_of, split_text_key
 from schemas.status import Gate
 from schemas.steps import Source, Step
 from worker import __version__
@@ -20,7 +21,7 @@ from worker.pipeline.addresses import Address, base_weights, inside, manifest_fo
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.checkpoints import newest_checkpoint
 from worker.pipeline.load import ManifestLimits, build_manifest
-from worker.pipeline.manifest_writer import verdicts_in
+from worker.pipeline.manifest_writer import Earlier, splits_in, verdicts_in
 from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
 from worker.pipeline.report import DataReport, check_floor, merge_verdicts
@@ -57,7 +58,8 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
     limits = ManifestLimits(
         longest_segment_s=settled["parameters"].get("longest_segment_s", ManifestLimits.longest_segment_s)
     )
-    manifest = await build_manifest(items, parts.storage, folder, limits, attempt.sign_of_progress)
+    earlier = await _earlier_splits(attempt, parts)
+    manifest = await build_manifest(items, parts.storage, folder, limits, attempt.sign_of_progress, earlier)
     prefix = f"runs/{run.id}/{run.attempt}/load"
     await parts.storage.put_file(manifest.path, f"{prefix}/manifest.jsonl")
     await parts.storage.put_file(manifest.verdicts_path, f"{prefix}/verdicts.jsonl")
@@ -78,6 +80,17 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
         digests=f"{prefix}/digests.json",
     )
     return await until_answered(lambda: parts.runs.fix_inputs(attempt.fence, inputs), parts.clock, what="fix inputs")
+
+
+async def _earlier_splits(attempt: Attempt, parts: Parts) -> Earlier:
+    """What each row was in the model's trainings so far; a version of before 0.2.0 had them by a hash."""
+    model_id = attempt.run.custom_model_id
+    known = await until_answered(lambda: parts.data.splits_of(model_id), parts.clock, what="read earlier splits")
+    if known:
+        return lambda row: known.get(row_key(row.audio_sha256, row.offset_s))
+    if await until_answered(lambda: parts.data.has_version(model_id), parts.clock, what="look for a version"):
+        return lambda row: split_of(row.audio_sha256 if row.source == "cue" else split_text_key(row.text))
+    return lambda _: None
 
 
 async def _with_the_recipe_installed_here(attempt: Attempt, parts: Parts, fixed: RunInputs) -> RunInputs:
@@ -154,6 +167,10 @@ async def prepare(attempt: Attempt, parts: Parts, inputs: RunInputs) -> Prepared
         lambda: parts.data.set_verdicts(attempt.fence, attempt.run.custom_model_id, report.items, judged),
         parts.clock,
         what="write verdicts",
+    )
+    manifest_path = await parts.storage.materialize(inputs.manifest, sha256=inputs.manifest_sha256)
+    await until_answered(
+        lambda: parts.data.keep_splits(attempt.fence, splits_in(manifest_path, made)), parts.clock, what="keep splits"
     )
     await until_answered(
         lambda: parts.runs.record_data_report(attempt.fence, report.summary()),

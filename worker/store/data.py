@@ -1,8 +1,10 @@
 """Training data: what a model may train on, and what runs found out about it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
+from schemas.splits import RowKey, Split
 from schemas.steps import Verdict
 from worker.domain.data import DataItem
 from worker.domain.run import Fence
@@ -11,6 +13,7 @@ from worker.store.database import Database, queries
 
 _Q: Final = queries("data")
 _PAGE: Final = 1_000
+_SPLITS_PAGE: Final = 10_000
 
 
 class DataStore:
@@ -76,6 +79,35 @@ class DataStore:
                     speaker=row["speaker"],
                 )
             last = rows[-1]["id"]
+
+    async def splits_of(self, model_id: int) -> dict[RowKey, Split]:
+        """What the rows of a model were in its trainings so far."""
+        splits: dict[RowKey, Split] = {}
+        last: RowKey = (b"", -1)
+        while rows := await self._database.fetch(_Q["splits_of_model"], model_id, *last, _SPLITS_PAGE):
+            splits |= {(row["recording"], row["start_ms"]): row["split"] for row in rows}
+            last = (rows[-1]["recording"], rows[-1]["start_ms"])
+        return splits
+
+    async def has_version(self, model_id: int) -> bool:
+        """Whether any training of a model ever made a version."""
+        row = await self._database.fetch_row(_Q["has_version"], model_id)
+        return row is not None and bool(row["found"])
+
+    async def keep_splits(self, fence: Fence, splits: Iterable[tuple[RowKey, Split]]) -> None:
+        """What rows are in the training of a run; only the owner of the attempt can say so.
+
+        Args:
+            fence: of the run.
+            splits: each row once.
+        """
+        left = iter(splits)
+        while page := list(islice(left, _PAGE)):
+            keys, sides = zip(*page, strict=True)
+            recordings, starts_ms = zip(*keys, strict=True)
+            await self._database.execute(
+                _Q["keep_splits"], fence.run_id, fence.attempt, list(recordings), list(starts_ms), list(sides)
+            )
 
     async def set_verdicts(
         self, fence: Fence, model_id: int, verdicts: Sequence[Verdict], digests: Mapping[int, str]

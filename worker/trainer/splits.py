@@ -1,7 +1,7 @@
 """Which split each row of a manifest is in: `schemas.split_rule`, fed with what was decoded."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from schemas.split_rule import LeftOut, SplitRow, assign
@@ -26,10 +26,9 @@ class Splits:
     Args:
         decoded: gives every row that can be used with its samples' place, in the same order each time; rows of the same
             sound have the same place.
-        earlier: what rows were in an earlier training of this model, by `row_key`.
     """
 
-    def __init__(self, decoded: Decoded, earlier: Mapping[bytes, Split] | None = None) -> None:
+    def __init__(self, decoded: Decoded) -> None:
         self._used: dict[int, ManifestRow] = {}
         """The one row of each sound: of several the one with the strongest mark, else the first."""
         for row, place in decoded():
@@ -40,7 +39,7 @@ class Splits:
         numbers: list[int] = []
         for row, place in decoded():
             if self._used[place.start].row == row.row:
-                rows.append(_split_row(row, place, earlier or {}))
+                rows.append(_split_row(row, place))
                 numbers.append(row.row)
         self._answers = dict(zip(numbers, assign(rows), strict=True))
 
@@ -58,12 +57,7 @@ class Splits:
         return answer
 
 
-def row_key(recording_sha256: str, offset_s: float | None) -> bytes:
-    """What a row is known by from one training to the next: its recording, and where it begins."""
-    return hashlib.blake2b(f"{recording_sha256} {round(1000 * (offset_s or 0))}".encode(), digest_size=16).digest()
-
-
-def _split_row(row: ManifestRow, place: range, earlier: Mapping[bytes, Split]) -> SplitRow:
+def _split_row(row: ManifestRow, place: range) -> SplitRow:
     text = split_text_key(row.text)
     return SplitRow(
         recording=hashlib.blake2b(row.audio_sha256.encode(), digest_size=16).digest(),
@@ -73,5 +67,5 @@ def _split_row(row: ManifestRow, place: range, earlier: Mapping[bytes, Split]) -
         text=hashlib.blake2b(text.encode(), digest_size=16).digest(),
         speaker=row.speaker,
         mark=row.split,
-        earlier=earlier.get(row_key(row.audio_sha256, row.offset_s)),
+        earlier=row.earlier,
     )

@@ -1,5 +1,6 @@
 """What became of a run's data."""
 
+import hashlib
 import tracemalloc
 from types import SimpleNamespace
 from typing import Any
@@ -93,8 +94,9 @@ async def test_verdicts_are_read_without_holding_them(tmp_path, monkeypatch):
     lines = accepted([1, 2], 1.0).model_dump_json().encode() + b"\n"
     await storage.put_bytes("load.jsonl", b"")
     await storage.put_bytes("made/verdicts.jsonl", lines * 40_000)
+    await storage.put_bytes("m", b"")
     inputs = RunInputs(
-        manifest="m", manifest_sha256="0", rows=1, base_language_id=1, base_key="en", base_weights="/base",
+        manifest="m", manifest_sha256=hashlib.sha256(b"").hexdigest(), rows=1, base_language_id=1, base_key="en", base_weights="/base",
         base_version="1", recipe="whisper", recipe_version="1", seed=0, load_verdicts="load.jsonl",
     )  # fmt: skip
 
@@ -108,7 +110,7 @@ async def test_verdicts_are_read_without_holding_them(tmp_path, monkeypatch):
     monkeypatch.setattr(phases, "run_step", made)
     parts: Any = SimpleNamespace(
         storage=storage, clock=Clock(), metrics=Metrics(), minimum_audio_s=60.0,
-        data=SimpleNamespace(set_verdicts=nothing), runs=SimpleNamespace(record_data_report=nothing),
+        data=SimpleNamespace(set_verdicts=nothing, keep_splits=nothing), runs=SimpleNamespace(record_data_report=nothing),
     )  # fmt: skip
     attempt: Any = SimpleNamespace(fence=None, run=SimpleNamespace(custom_model_id=1))
     tracemalloc.start()
