@@ -20,11 +20,12 @@ LEAVES = {
     "worker.concurrency",
     "worker.tracing",
 }
-DOMAIN = {"worker.domain", "schemas", "sql"}
+DOMAIN = {"worker.domain", "worker.data", "schemas", "sql"}
 PLUMBING = {"worker.launchers", "worker.store", "worker.storage", "worker.broker", "worker.publisher"}
 ALLOWED = {
     "schemas": {"schemas"},
-    "worker.domain": DOMAIN,
+    "worker.domain": {"worker.domain", "schemas", "sql"},
+    "worker.data": {"worker.data", "worker.domain", "schemas"},
     "worker.launchers": {"worker.launchers", "worker.storage"} | DOMAIN,
     "worker.store": {"worker.store"} | DOMAIN,
     "worker.storage": {"worker.storage"} | DOMAIN,

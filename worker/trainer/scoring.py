@@ -11,6 +11,8 @@ import jiwer
 import numpy as np
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from schemas.text import normalized
+
 RESAMPLES: Final = 2_000
 _DRAWN_AT_ONCE: Final = 2**19
 """Utterances, over several resamples: some 16 MiB, however large the set."""
@@ -32,7 +34,7 @@ def normalizer(language: str) -> Normalizer:
     Letters of other languages keep their dots, accents and vowel signs: Bären are not Baren.
     """
     fold: Normalizer = EnglishTextNormalizer({}) if language == "en" else partial(_folded, language)
-    return lambda text: _BLANKS.sub(" ", fold(unicodedata.normalize("NFKC", text))).strip()
+    return lambda text: _BLANKS.sub(" ", fold(normalized(text, "NFKC"))).strip()
 
 
 def _folded(language: str, text: str) -> str:
