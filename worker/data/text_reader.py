@@ -24,7 +24,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 import worker
 from worker.data.manifest_lines import LONGEST_PATH, LONGEST_SPEAKER
 from worker.data.text_child import DATA, END, HEADER, MEMORY_EXIT, REQUEST, VALUES
-from worker.data.transcripts import TextError
+from worker.data.text_tasks import MOST_NAMES
+from worker.data.transcripts import MOST_CUES, TextError
 from worker.domain.data import LONGEST_NAME
 
 _ROOT: Final = str(Path(worker.__file__).parent.parent)
@@ -40,6 +41,8 @@ _PASSED: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 _TOO_MUCH: Final = "Is it really a text of speech? Export it again, or cut it into smaller files."
 _OUR_ERROR: Final = "The file could not be read because of an error of ours, which is logged for the operator."
 _CHUNK_BYTES: Final = 64 << 10
+_MOST_VALUES: Final = 2 * max(MOST_CUES, MOST_NAMES)
+"""Of one file, in memory: no task gives so many."""
 _LONGEST_FRAME: Final = 4 << 20
 """One value may be a text of a whole segment; a child that sends more has lost its way."""
 _log = structlog.get_logger(__name__)
@@ -169,8 +172,8 @@ class _Child:
             with theirs:
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program; starting it takes a millisecond
                     [*_PROGRAM, str(os.getpid()), str(memory_bytes)],
-                    stdin=theirs,
-                    stdout=theirs,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
                     stderr=subprocess.DEVNULL,
                     env={name: os.environ[name] for name in _PASSED if name in os.environ},
                     cwd="/",
@@ -299,8 +302,14 @@ class TextReader:
         options: Mapping[str, Any] | None = None,
     ) -> list[Value]:
         """Every value of `read`, as a list."""
+        values: list[Value] = []
         async with aclosing(self.read(task, size, chunks, code=code, options=options)) as batches:
-            return [value async for batch in batches for value in batch]
+            async for batch in batches:
+                values += batch
+                if len(values) > _MOST_VALUES:
+                    _log.error("the child that reads customers' texts sends without an end", task=task.name)
+                    raise TextError(code, _OUR_ERROR)
+        return values
 
     def _why_lost(self, task: str, how: str, exit_code: int, size: int) -> str:
         """The sentence for a file's owner; the operator's goes to the log."""
@@ -374,7 +383,8 @@ async def _frame_while(sending: asyncio.Future[None], child: _Child, silence_s: 
     """The next frame, which may be long in coming while the file still is; what went wrong with the file is raised."""
     frame = asyncio.ensure_future(child.frame())
     try:
-        await asyncio.wait({frame, sending}, return_when=asyncio.FIRST_COMPLETED)
+        both: tuple[asyncio.Future[Any], ...] = (frame, sending)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not frame.done():
             sending.result()
         async with asyncio.timeout(silence_s):
