@@ -30,6 +30,8 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _log = structlog.get_logger("api")
 _LONGEST_FIELD: Final = 100
+_LONGEST_CONTENT_TYPE: Final = 1_000
+"""Characters. Each semicolon of tens of thousands would be taken for a parameter."""
 _SPLITS: Final = ("train", "dev", "test")
 
 
@@ -212,7 +214,10 @@ def checked_split(text: str) -> str | None:
 
 
 def _boundary(request: Request) -> bytes:
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    content_type = request.headers.get("content-type", "")
+    if len(content_type) > _LONGEST_CONTENT_TYPE:
+        raise Refused("malformed_multipart", f"A Content-Type has at most {_LONGEST_CONTENT_TYPE} characters.")
+    kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         raise Refused("unsupported_media", "Send files as multipart/form-data.")
     boundary = options.get(b"boundary", b"")

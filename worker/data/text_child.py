@@ -35,7 +35,7 @@ MEMORY_EXIT: Final = 3
 """The exit code of a child for which a file was too large in memory."""
 _INPUT, _OUTPUT = 0, 1
 _BUFFER_BYTES: Final = 64 << 10
-_BATCH_LETTERS: Final = 32 << 10
+_BATCH_LETTERS: Final = 16 << 10
 """Values are sent when they are this much together, so that the owner never computes on much at once."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _NICENESS: Final = 5
