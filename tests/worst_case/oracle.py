@@ -23,7 +23,7 @@ GROWTH = 8.0
 """Of the time over one step: 4 is linear, 16 quadratic."""
 WORTH_S = 0.004
 """Growth of less than this is noise."""
-MOST_PER_KB = 150.0
+MOST_PER_KB = 300.0
 """Times of the calibration loop over as many bytes."""
 _LIMIT_S = 20.0
 """Where a single reading takes longer, nothing more has to be measured."""

@@ -119,8 +119,8 @@ AUDIO_NAMES: Final = Task("audio_names", TypeAdapter(list[Annotated[str, Field(m
 class ReadingLimits:
     """What one file may cost. Honest files take a twentieth of it."""
 
-    memory_bytes: int = 512 << 20
-    """Of the child's address space."""
+    memory_bytes: int = 256 << 20
+    """Of the child's address space, of which it has 20 MB before it reads anything."""
     cpu_s: float = 2.0
     """Processor time for any file, in seconds."""
     cpu_s_per_mib: float = 4.0
