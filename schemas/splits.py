@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-import unicodedata
 from typing import Final, Literal
+
+from schemas.text import normalized
 
 Split = Literal["train", "dev", "test"]
 
@@ -17,7 +18,7 @@ _NOT_A_WORD: Final = re.compile(r"[^\w']+", re.UNICODE)
 
 def split_text_key(text: str) -> str:
     """The transcript as the split sees it: case, punctuation and spacing do not make another text."""
-    return " ".join(_NOT_A_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
+    return " ".join(_NOT_A_WORD.sub(" ", normalized(text, "NFKC").casefold()).split())
 
 
 def row_key(recording_sha256: str, offset_s: float | None) -> RowKey:

@@ -3,7 +3,8 @@
 # the type checker and the tests, stops everything, and looks whether anything was left running.
 #
 #   bash tests/run.sh                        what a change must pass
-#   bash tests/run.sh --all                  and what needs Chromium, Ray, Slurm, Prometheus or an S3 server
+#   bash tests/run.sh --all                  and what needs Chromium, Ray, Slurm, Prometheus or an S3 server, and the
+#                                            long search for inputs that make a parser slow
 #   bash tests/run.sh [--all] tests/unit -k splits    other words go to pytest (no linters then)
 #
 # TEST_AMQP_URL, TEST_MANAGEMENT_URL and TEST_DATABASE_URL (a superuser's) name running services to use instead;
@@ -14,7 +15,7 @@ cd "$root" || exit 1
 began=$SECONDS
 
 extras=(trainer api otel dev)
-marked="not (chaos or demo or browser or ray or slurm or prometheus or s3)"
+marked="not (chaos or demo or browser or ray or slurm or prometheus or s3 or search)"
 if [ "${1:-}" = --all ]; then
     shift
     extras+=(ray s3-tests)

@@ -9,6 +9,7 @@ import pytest
 from tests.api.conftest import wav
 from worker.api.audio_header import NotAudio, duration_s
 from worker.api.contents import RefusedContent, checked_name, look_inside
+from worker.data.text_reader import TextReaders
 
 SECONDS = 7.0
 
@@ -94,7 +95,14 @@ def test_a_wav_that_was_cut_lasts_as_long_as_its_bytes(tmp_path):
     assert duration_s(tmp_path / "a.wav") == 1.0
 
 
-def test_transcripts_and_names_are_judged_at_the_door(tmp_path):
+@pytest.fixture
+async def readers():
+    made = TextReaders()
+    yield made
+    await made.close()
+
+
+async def test_transcripts_and_names_are_judged_at_the_door(tmp_path, readers):
     for name, content, code in (
         ("a.txt", b"\xff\xfe", "unreadable_transcript"),
         ("a.vtt", b"WEBVTT\n", "unreadable_transcript"),
@@ -104,7 +112,7 @@ def test_transcripts_and_names_are_judged_at_the_door(tmp_path):
     ):
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(RefusedContent) as refused:
-            look_inside(tmp_path / "x", name, 3600)
+            await look_inside(tmp_path / "x", name, 3600, readers, 1)
         assert refused.value.code == code
     for name in ("..", "", "a/../b.wav", "/a.wav", "a\x00.wav", "C:\\a.wav"):
         with pytest.raises(RefusedContent) as refused:

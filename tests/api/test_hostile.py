@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import json
+import time
 
 import pytest
 import structlog
 
 from worker.api import contents, outward, watch
+from worker.data.text_reader import ReadingLimits
 from worker.errors import DatabaseAway, StorageAway
 
 
@@ -234,3 +237,75 @@ async def test_manifests_of_one_request_name_no_more_audio_together_than_one_may
 async def test_old_internal_addresses_are_refused_too(customer, url):
     answer = await customer.http.post("/webhooks", json={"url": url})
     assert (answer.status_code, answer.json()["code"]) == (422, "address_refused")
+
+
+class TestTexts:
+    """Uploaded texts are read beside the process that answers everybody."""
+
+    @staticmethod
+    def line(size: int) -> bytes:
+        return json.dumps(
+            {"audio_filepath": "\u0316\u0301" * (size // 4), "text": "hello"}, ensure_ascii=False
+        ).encode()
+
+    async def test_a_manifest_costs_the_api_no_more_than_its_length(self, customer):
+        """Quadratic, four times the bytes are sixteen times the processor time."""
+        model = await customer.model()
+        seconds = []
+        for size in (32 << 10, 128 << 10):
+            began = time.process_time()
+            answer = await customer.http.post(
+                f"/custom_models/{model['id']}/data", files=[("f", ("m.jsonl", self.line(size)))]
+            )
+            seconds.append(time.process_time() - began)
+            assert (answer.status_code, answer.json()["code"]) == (422, "unreadable_manifest")
+        assert seconds[1] < 8 * max(seconds[0], 0.05)
+
+    async def test_file_names_cost_the_api_no_more_than_their_length(self, customer):
+        model = await customer.model()
+        seconds = []
+        for marks in (250, 1_000):
+            files = [("f", ("\u0316\u0301" * (marks // 2) + f"{number}.txt", b"words")) for number in range(100)]
+            began = time.process_time()
+            answer = await customer.http.post(f"/custom_models/{model['id']}/data", files=files)
+            seconds.append(time.process_time() - began)
+            assert (answer.status_code, answer.json()["code"]) == (422, "bad_file_name")
+        assert seconds[1] < 8 * max(seconds[0], 0.02)
+
+    async def test_a_text_that_is_too_much_is_turned_away_and_the_others_are_kept(self, live, customer):
+        for reader in live.app.state.api.readers._all:
+            reader._limits = ReadingLimits(memory_bytes=36 << 20)
+        model = await customer.model()
+        files = [
+            ("f", ("a.txt", b"words")),
+            ("f", ("m.jsonl", b'{"a":[' + b"[]," * 300_000 + b"1]}")),
+            ("f", ("b.jsonl", b'{"audio_filepath": "x.wav", "text": "hello"}\n')),
+        ]
+        answer = (await customer.http.post(f"/custom_models/{model['id']}/data", files=files)).json()
+        assert [item["name"] for item in answer["result"]] == ["a.txt", "b.jsonl"]
+        [refused] = answer["refused"]
+        assert (refused["name"], refused["reason_code"]) == ("m.jsonl", "unreadable_manifest")
+        assert "MB of memory" in refused["reason"]
+
+    @pytest.mark.parametrize(("name", "most_mib"), [("a.txt", 1), ("a.vtt", 8), ("a.SRT", 8), ("a.jsonl", 16)])
+    async def test_a_text_has_a_size_that_fits_what_it_is(self, customer, name, most_mib):
+        model = await customer.model()
+        files = [("f", (name, b"x" * ((most_mib << 20) + 1)))]
+        answer = await customer.http.post(f"/custom_models/{model['id']}/data", files=files)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+        assert f"{name[1:].lower()} file has at most {most_mib} MiB" in answer.json()["detail"]
+
+    async def test_a_content_type_of_thousands_of_parameters_is_refused_unread(self, customer):
+        model = await customer.model()
+        headers = {"Content-Type": "multipart/form-data; " + ";" * 5_000 + "boundary=x"}
+        answer = await customer.http.post(f"/custom_models/{model['id']}/data", content=b"--x--", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed_multipart")
+
+    async def test_a_host_without_a_process_to_spare_is_a_503_and_not_a_fault(self, customer, monkeypatch):
+        def none_left(*_args, **_kwargs):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        model = await customer.model()
+        monkeypatch.setattr("worker.data.text_reader.subprocess.Popen", none_left)
+        answer = await customer.http.post(f"/custom_models/{model['id']}/data", files=[("f", ("a.txt", b"words"))])
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from worker.api.problems import Refused, not_found
 from worker.api.settings import ApiSettings
 from worker.api.watch import Watcher
+from worker.data.text_reader import TextReaders
 from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
@@ -32,6 +33,8 @@ class Api:
     watcher: Watcher
     uploads: Counter[int] = field(default_factory=Counter)
     """Uploads under way, by organization."""
+    readers: TextReaders = field(default_factory=TextReaders)
+    """Of customers' texts; the lifespan of the application closes them."""
 
     async def model(self, key: Key, model_id: int) -> Record:
         """A model for whoever may see it.

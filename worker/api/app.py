@@ -26,6 +26,7 @@ from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
 from worker.api.watch import Watcher
 from worker.api.webhooks import Sender
+from worker.data.text_reader import TextReaders
 from worker.errors import DatabaseAway, StorageAway
 from worker.storage import Storage
 from worker.store.api import ApiStore
@@ -71,7 +72,11 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     )
 
     app = FastAPI(
-        title="Custom Models", lifespan=_lifespan(database, beside), docs_url=None, redoc_url=None, openapi_url=None
+        title="Custom Models",
+        lifespan=_lifespan(database, beside, api.readers),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
     )
     app.state.api = api
     for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS):
@@ -107,12 +112,15 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     return app
 
 
-def _lifespan(database: Database, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
+def _lifespan(
+    database: Database, beside: tuple[Callable[[], Awaitable[None]], ...], readers: TextReaders
+) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await database.open()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
+            stack.push_async_callback(readers.close)
             running = [asyncio.ensure_future(_for_ever(run)) for run in beside]
 
             async def end() -> None:

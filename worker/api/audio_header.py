@@ -15,6 +15,8 @@ _WINDOW: Final = 64 * 1024
 _LARGEST_MOOV: Final = 16 << 20
 _MOST_BOXES: Final = 1_000
 _MOST_FRAMES: Final = 4_000
+_MOST_TRIES: Final = 1_000
+"""Places that look like the head of a frame; by chance there are ten in the bytes that are looked at."""
 _UNKNOWN_SIZE: Final = 0xFFFF_FFFF
 _OPUS_RATE: Final = 48_000
 
@@ -112,9 +114,11 @@ def _flac_samples_at_end(file: BinaryIO, size: int, info: bytes) -> int:
     tail = file.read()
     block = _big(info[2:4])
     at = len(tail)
-    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
+    tries = 0
+    while (at := tail.rfind(b"\xff", 0, at)) >= 0 and tries < _MOST_TRIES:
         frame = tail[at : at + 16]
         if len(frame) == 16 and frame[1] & 0xFE == 0xF8:
+            tries += 1
             number, end = _utf8_number(frame, 4)
             end += {6: 1, 7: 2}.get(frame[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(frame[2] & 15, 0)
             if number is not None and _crc8(frame[:end]) == frame[end]:

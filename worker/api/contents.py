@@ -1,19 +1,33 @@
-"""What a file of training data is, told from its name and a look inside: the verdict at the door."""
+"""What a file of training data is, told from its name and a look inside: the verdict at the door.
 
-import json
+Texts are read in a child process: whatever they hold, the process that answers everybody goes on.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from worker.api.audio_header import NotAudio, duration_s
-from worker.domain.data import AUDIO_SUFFIXES, MANIFEST_SUFFIXES, TRANSCRIPT_SUFFIXES, Kind, clean_name, kind_of
+from worker.data.text_reader import AUDIO_NAMES, CHECK_TRANSCRIPT, TextReaders
+from worker.data.text_tasks import MOST_NAMES
+from worker.data.transcripts import TextError
+from worker.domain.data import (
+    AUDIO_SUFFIXES,
+    MANIFEST_SUFFIXES,
+    TRANSCRIPT_SUFFIXES,
+    Kind,
+    clean_name,
+    is_timed,
+    kind_of,
+    largest_transcript_bytes,
+)
 
 _SUFFIXES: Final = (*AUDIO_SUFFIXES, *TRANSCRIPT_SUFFIXES, *MANIFEST_SUFFIXES)
 
-LARGEST_TEXT_BYTES: Final = 16 << 20
-"""Of a transcript or a manifest."""
-_LONGEST_LINE: Final = 1 << 20
-_MOST_ROWS: Final = 200_000
+LARGEST_MANIFEST_BYTES: Final = 16 << 20
+_PIECE: Final = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -56,30 +70,61 @@ def checked_kind(name: str) -> Kind:
     return kind
 
 
-def look_inside(path: Path, name: str, longest_audio_s: float) -> Content:
-    """What the file holds. Blocking, with bounded reads: call it in a thread.
+async def look_inside(
+    path: Path, name: str, longest_audio_s: float, readers: TextReaders, organization_id: int
+) -> Content:
+    """What the file holds, by bounded reads.
+
+    Args:
+        path: where it lies.
+        name: what its owner calls it.
+        longest_audio_s: seconds that a recording may last.
+        readers: of texts.
+        organization_id: whose file it is; an organization has one text read at a time.
 
     Raises:
-        RefusedContent: it is not what its name says, is empty, or is too long.
+        RefusedContent: it is not what its name says, is empty, too long, or too much to read.
+        OSError: the host has no process left to read it in.
     """
     kind = checked_kind(name)
     if kind == "audio":
-        try:
-            seconds = duration_s(path)
-        except NotAudio as error:
-            raise RefusedContent("unreadable_audio", str(error)) from error
-        if seconds > longest_audio_s:
-            hours = longest_audio_s / 3600
-            raise RefusedContent(
-                "too_long", f"The recording says it lasts {seconds / 3600:.1f} h; at most {hours:g} h."
-            )
-        return Content(duration_s=round(seconds, 3))
-    if path.stat().st_size > LARGEST_TEXT_BYTES:
-        raise RefusedContent("too_large", f"A transcript has at most {LARGEST_TEXT_BYTES >> 20} MiB.")
-    if kind == "transcript":
-        _check_transcript(path, name)
-        return Content()
-    return Content(audio_names=_names_in_manifest(path))
+        return Content(duration_s=await asyncio.to_thread(_audio_s, path, longest_audio_s))
+    size = (await asyncio.to_thread(path.stat)).st_size
+    most = LARGEST_MANIFEST_BYTES if kind == "manifest" else largest_transcript_bytes(name)
+    if size > most:
+        raise RefusedContent("too_large", f"A {_suffix(name)} file has at most {most >> 20} MiB.")
+    try:
+        async with readers.turn(organization_id) as reader:
+            if kind == "manifest":
+                names = await reader.all_of(AUDIO_NAMES, size, _pieces(path), code="unreadable_manifest")
+                return Content(audio_names=tuple(names))
+            code, options = "unreadable_transcript", {"timed": is_timed(name)}
+            await reader.all_of(CHECK_TRANSCRIPT, size, _pieces(path), code=code, options=options)
+            return Content()
+    except TextError as error:
+        raise RefusedContent(error.code, error.sentence) from None
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def _audio_s(path: Path, longest_s: float) -> float:
+    try:
+        seconds = duration_s(path)
+    except NotAudio as error:
+        raise RefusedContent("unreadable_audio", str(error)) from error
+    if seconds > longest_s:
+        raise RefusedContent(
+            "too_long", f"The recording says it lasts {seconds / 3600:.1f} h; at most {longest_s / 3600:g} h."
+        )
+    return round(seconds, 3)
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while piece := await asyncio.to_thread(file.read, _PIECE):
+            yield piece
 
 
 def check_names(names: int) -> None:
@@ -88,45 +133,5 @@ def check_names(names: int) -> None:
     Raises:
         RefusedContent: too many.
     """
-    if names > _MOST_ROWS:
-        raise RefusedContent("too_large", f"Manifests sent together name at most {_MOST_ROWS} recordings.")
-
-
-def _check_transcript(path: Path, name: str) -> None:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except ValueError:
-        raise RefusedContent("unreadable_transcript", "The transcript is not UTF-8 text.") from None
-    if "\x00" in text:
-        raise RefusedContent("unreadable_transcript", "The transcript is not text.")
-    timed = not name.lower().endswith(".txt")
-    if timed and text.strip() and "-->" not in text:
-        raise RefusedContent("unreadable_transcript", "The transcript has no timed cues.")
-    if not text.strip():
-        raise RefusedContent("empty_transcript", "The transcript is empty.")
-
-
-def _names_in_manifest(path: Path) -> tuple[str, ...]:
-    """The audio that a manifest's usable lines name; a bad line is for the run's report, not for the door."""
-    names: dict[str, None] = {}
-    rows = 0
-    with path.open("rb") as file:
-        while line := file.readline(_LONGEST_LINE + 1):
-            rows += 1
-            if len(line) > _LONGEST_LINE or rows > _MOST_ROWS:
-                raise RefusedContent("too_large", f"A manifest has at most {_MOST_ROWS} lines of at most 1 MiB.")
-            name = _audio_name(line)
-            if name is not None:
-                names[name] = None
-    if not names:
-        raise RefusedContent("unreadable_manifest", "No line of the manifest is a JSON object with audio_filepath.")
-    return tuple(names)
-
-
-def _audio_name(line: bytes) -> str | None:
-    try:
-        row = json.loads(line)
-        audio = row.get("audio_filepath") if isinstance(row, dict) else None
-        return checked_name(audio.replace("\\", "/").rpartition("/")[2]) if isinstance(audio, str) else None
-    except (ValueError, RecursionError, RefusedContent):
-        return None
+    if names > MOST_NAMES:
+        raise RefusedContent("too_large", f"Manifests sent together name at most {MOST_NAMES} recordings.")

@@ -36,7 +36,10 @@ async def list_data(api: Api, key: Key, request: Request) -> Response:
 async def upload(api: Api, key: Key, request: Request) -> Response:
     """POST /custom_models/{id}/data: several files, each with its verdict."""
     model = await api.model(key, path_id(request.path_params["id"]))
-    async with api.upload_slot(model["organization_id"]), incoming(request, api.settings) as arriving:
+    async with (
+        api.upload_slot(model["organization_id"]),
+        incoming(request, api.settings, api.readers, model["organization_id"]) as arriving,
+    ):
         items = await keep(api, model, arriving.arrived)
 
         async def effect(connection: Connection) -> Answer:

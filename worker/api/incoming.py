@@ -3,7 +3,6 @@
 Every limit is checked on the way. Whatever happens, nothing stays behind.
 """
 
-import asyncio
 import hashlib
 import logging
 import shutil
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import structlog
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -22,12 +22,16 @@ from worker.api.bodies import chunks
 from worker.api.contents import Content, RefusedContent, check_names, checked_kind, checked_name, look_inside
 from worker.api.problems import Refused, invalid
 from worker.api.settings import ApiSettings
+from worker.data.text_reader import TextReaders
 from worker.storage.disk import writing_errors
 
 # The parser would log a line for every malformed body; its sender is told, and nobody else has use for it.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
+_log = structlog.get_logger("api")
 _LONGEST_FIELD: Final = 100
+_LONGEST_CONTENT_TYPE: Final = 1_000
+"""Characters. Each semicolon of tens of thousands would be taken for a parameter."""
 _SPLITS: Final = ("train", "dev", "test")
 
 
@@ -88,6 +92,8 @@ class _Spool:
         self._settings = settings
         self._into = into
         self._headers: dict[bytes, bytes] = {}
+        self._names: set[str] = set()
+        """Of the files that arrived."""
         self._name = b""
         self._value = b""
         self._file: BinaryIO | None = None
@@ -147,9 +153,10 @@ class _Spool:
         except RefusedContent as refused:
             self._into.turned.append(Turned(shown, refused.code, refused.reason))
         else:
-            if any(name == other.name for other in self._into.arrived):
+            if name in self._names:
                 self._into.turned.append(Turned(name, "bad_file_name", "Two files of this upload have this name."))
                 return
+            self._names.add(name)
             self._arriving = Arrived(name, self._folder / str(files), self._split)
             self._file = self._arriving.path.open("xb")
             self._digest = hashlib.sha256()
@@ -171,6 +178,7 @@ class _Spool:
     def _drop(self, code: str, reason: str) -> None:
         assert self._arriving is not None
         self._into.turned.append(Turned(self._arriving.name, code, reason))
+        self._names.discard(self._arriving.name)
         self.close()
         self._arriving.path.unlink()
         self._arriving = None
@@ -206,7 +214,10 @@ def checked_split(text: str) -> str | None:
 
 
 def _boundary(request: Request) -> bytes:
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    content_type = request.headers.get("content-type", "")
+    if len(content_type) > _LONGEST_CONTENT_TYPE:
+        raise Refused("malformed_multipart", f"A Content-Type has at most {_LONGEST_CONTENT_TYPE} characters.")
+    kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         raise Refused("unsupported_media", "Send files as multipart/form-data.")
     boundary = options.get(b"boundary", b"")
@@ -229,7 +240,9 @@ async def spool_folder(settings: ApiSettings) -> AsyncIterator[Path]:
 
 
 @asynccontextmanager
-async def incoming(request: Request, settings: ApiSettings) -> AsyncIterator[Incoming]:
+async def incoming(
+    request: Request, settings: ApiSettings, readers: TextReaders, organization_id: int
+) -> AsyncIterator[Incoming]:
     """The files of a multipart request, spooled and looked into; gone when the block ends.
 
     Raises:
@@ -246,7 +259,7 @@ async def incoming(request: Request, settings: ApiSettings) -> AsyncIterator[Inc
             await _feed(request, boundary, spool, settings)
         finally:
             spool.close()
-        await look_at(into, settings)
+        await look_at(into, settings, readers, organization_id)
         into.refuse_if_nothing()
         yield into
 
@@ -269,14 +282,22 @@ async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiS
         raise Refused("malformed_multipart", "The multipart body breaks off before its end.")
 
 
-async def look_at(into: Incoming, settings: ApiSettings) -> None:
-    """Look inside every file that arrived, and turn away what is not what it says."""
+async def look_at(into: Incoming, settings: ApiSettings, readers: TextReaders, organization_id: int) -> None:
+    """Look inside every file that arrived, and turn away what is not what it says.
+
+    Raises:
+        Refused: texts cannot be read at the moment.
+    """
+    longest_s = settings.api_longest_audio_s
     kept = []
     names = 0
     for file in into.arrived:
         try:
-            file.content = await asyncio.to_thread(look_inside, file.path, file.name, settings.api_longest_audio_s)
+            file.content = await look_inside(file.path, file.name, longest_s, readers, organization_id)
             check_names(names + len(file.content.audio_names))
+        except OSError as error:
+            _log.error("no process to read texts in", error=str(error))
+            raise Refused("unavailable", "Files cannot be read at the moment.", headers={"Retry-After": "5"}) from error
         except RefusedContent as refused:
             file.content = Content()
             into.turned.append(Turned(file.name, refused.code, refused.reason))

@@ -2,13 +2,13 @@
 
 import re
 import secrets
-import unicodedata
 from typing import Final
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from schemas.api import ModelWanted
+from schemas.text import normalized
 from worker.api import present
 from worker.api.api import Api, own_organization
 from worker.api.bodies import parse_json, path_id, query_choice, query_int, query_text, read_as, read_body, traceparent
@@ -68,7 +68,7 @@ async def _check_models_quota(api: Api, connection: Connection, organization_id:
 
 def new_key(name: str) -> str:
     """A key for a model: readable, safe in a URL, and with 60 random bits never the same twice."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    plain = normalized(name, "NFKD").encode("ascii", "ignore").decode().lower()
     readable = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")
     return f"{readable or 'model'}-{secrets.token_hex(8)[:15]}"
 

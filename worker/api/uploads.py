@@ -142,7 +142,7 @@ async def _store_part(api: Api, model: Record, row: Record, request: Request) ->
 async def _finish(api: Api, key: Key, request: Request, model: Record, row: Record) -> Response:
     async with api.upload_slot(model["organization_id"]), spool_folder(api.settings) as folder:
         whole = Incoming([await _assembled(api, row, folder / "whole")])
-        await look_at(whole, api.settings)
+        await look_at(whole, api.settings, api.readers, model["organization_id"])
         if whole.turned:
             await _forget(api, model["id"], row["id"])
             whole.refuse_if_nothing()

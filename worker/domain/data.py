@@ -1,9 +1,10 @@
 """A model's training data as its owner named it."""
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, Literal
+
+from schemas.text import MOST_MARKS, normalized, without_surplus_marks
 
 Kind = Literal["audio", "transcript", "manifest"]
 Split = Literal["train", "dev", "test"]
@@ -15,6 +16,13 @@ MANIFEST_SUFFIXES: Final = (".jsonl",)
 
 LONGEST_NAME: Final = 400
 """Characters of a file's name, folders included."""
+_LONGEST_RAW_NAME: Final = 4 * LONGEST_NAME
+"""Before its letters are composed: a letter and its marks become one character."""
+
+LARGEST_PLAIN_BYTES: Final = 1 << 20
+"""Of a .txt."""
+LARGEST_TIMED_BYTES: Final = 8 << 20
+"""Of a .vtt or .srt: one of a whole day has 2 MB, in scripts of three bytes a letter 6 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +59,22 @@ def stem_of(name: str) -> str:
     ``talk.wav``, ``talk.txt`` and ``talk.wav.vtt`` (as many programs write it) share the stem ``talk``. Letter case
     counts. Manifests pair with nothing; they name their audio.
     """
-    path = PurePosixPath(unicodedata.normalize("NFC", name))
+    path = PurePosixPath(normalized(name, "NFC"))
     if kind_of(name) in {"audio", "transcript"}:
         path = path.with_suffix("")
     if kind_of(name) == "transcript" and path.suffix.lower() in AUDIO_SUFFIXES:
         path = path.with_suffix("")
     return str(path)
+
+
+def largest_transcript_bytes(name: str) -> int:
+    """How many bytes a transcript may have, by its suffix."""
+    return LARGEST_TIMED_BYTES if is_timed(name) else LARGEST_PLAIN_BYTES
+
+
+def is_timed(name: str) -> bool:
+    """Whether a transcript holds times: .vtt and .srt do."""
+    return PurePosixPath(name).suffix.lower() in TIMED_SUFFIXES
 
 
 def clean_name(name: str) -> str:
@@ -65,13 +83,18 @@ def clean_name(name: str) -> str:
     Raises:
         ValueError: a name that nobody should have to handle, with the reason as a sentence.
     """
-    cleaned = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+    if len(name) > _LONGEST_RAW_NAME:
+        raise _name_too_long(name)
+    written = name.strip()
+    if without_surplus_marks(written) != written:
+        raise ValueError(f"The file's name has more than {MOST_MARKS} combining marks in a row.")
+    cleaned = normalized(written, "NFC").replace("\\", "/")
     while cleaned.startswith("./"):
         cleaned = cleaned[2:]
     if not cleaned:
         raise ValueError("The file has no name.")
     if len(cleaned) > LONGEST_NAME:
-        raise ValueError(f"The file's name has {len(cleaned)} characters; at most {LONGEST_NAME} are possible.")
+        raise _name_too_long(cleaned)
     if not cleaned.isprintable():
         raise ValueError("The file's name holds characters that cannot be shown.")
     if any(part in {"", ".", ".."} for part in cleaned.split("/")) or cleaned[1:2] == ":":
@@ -79,3 +102,7 @@ def clean_name(name: str) -> str:
     if not PurePosixPath(cleaned).name.strip(". "):
         raise ValueError("The file has no name.")
     return cleaned
+
+
+def _name_too_long(name: str) -> ValueError:
+    return ValueError(f"The file's name has {len(name)} characters; at most {LONGEST_NAME} are possible.")

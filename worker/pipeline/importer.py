@@ -3,7 +3,7 @@
 import asyncio
 import os
 import posixpath
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Final, Protocol, TypeVar
 
 from schemas.digest import file_digest
 from worker.concurrency import in_order
+from worker.data.manifest_lines import LineError, ManifestLine, lines_of, understood
 from worker.domain.data import Kind, Split, clean_name, kind_of, stem_of
-from worker.pipeline.manifest_lines import LineError, ManifestLine, lines_of, understood
 from worker.storage import Storage
 
 Value = TypeVar("Value")
@@ -173,7 +173,7 @@ async def _files(path: Path, report: ImportReport) -> dict[str, _File]:
         report.faults.append(ImportFault(str(path), None, "this is neither a .jsonl manifest nor a folder"))
     for name in sorted(files):
         if files[name].kind == "manifest":
-            await _follow_manifest(root, name, files, report)
+            await asyncio.to_thread(_follow_manifest, root, name, files, report)
     return files
 
 
@@ -210,27 +210,26 @@ def _take(  # noqa: PLR0913 - a file, and where to say what is wrong with it
     return None
 
 
-async def _follow_manifest(root: Path, name: str, files: dict[str, _File], report: ImportReport) -> None:
+def _follow_manifest(root: Path, name: str, files: dict[str, _File], report: ImportReport) -> None:
     """Add the recordings that a manifest names."""
     try:
-        async with aclosing(_chunks(files[name].path)) as chunks:
-            async for number, line in lines_of(chunks):
-                try:
-                    told = understood(line)
-                except LineError as error:
-                    report.faults.append(ImportFault(name, number, error.sentence))
-                    continue
-                written = posixpath.join(posixpath.dirname(name), told.audio_filepath.replace("\\", "/"))
-                file = _take(root, written, files, report, name, number)
-                if file is not None:
-                    file.hear(told)
+        for number, line in lines_of(_chunks(files[name].path)):
+            try:
+                told = understood(line)
+            except LineError as error:
+                report.faults.append(ImportFault(name, number, error.sentence))
+                continue
+            written = posixpath.join(posixpath.dirname(name), told.audio_filepath.replace("\\", "/"))
+            file = _take(root, written, files, report, name, number)
+            if file is not None:
+                file.hear(told)
     except OSError as error:
         report.faults.append(ImportFault(name, None, error.strerror or str(error)))
 
 
-async def _chunks(path: Path) -> AsyncGenerator[bytes, None]:
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _PIECE):
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_PIECE):
             yield chunk
 
 

@@ -1,26 +1,39 @@
-"""Phase load: from a model's files to the run's fixed manifest. Nothing is decoded here."""
+"""Phase load: from a model's files to the run's fixed manifest. Nothing is decoded here.
+
+Customers' texts are read in a child process (`worker.data.text_reader`): this one renews leases, and neither Python's
+regular expressions nor its normalization of Unicode lets anything else run meanwhile.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 
 from schemas.failures import FailureClass
 from schemas.steps import ManifestRow
 from worker.concurrency import in_order
-from worker.domain.data import TIMED_SUFFIXES, DataItem
+from worker.data.manifest_lines import LineError
+from worker.data.text_reader import (
+    MANIFEST,
+    TRANSCRIPT,
+    Line,
+    LineOrFault,
+    ReadingLimits,
+    Segment,
+    SegmentOrFault,
+    TextReader,
+)
+from worker.data.transcripts import TextError
+from worker.domain.data import DataItem, is_timed, largest_transcript_bytes
 from worker.errors import NotStored, StepFailed, TooLarge
 from worker.pipeline.audio_names import AudioNames
-from worker.pipeline.cues import pieces_of
-from worker.pipeline.manifest_lines import LineError, lines_of, understood
 from worker.pipeline.manifest_writer import Earlier, Manifest, ManifestWriter
 from worker.pipeline.pairs import Pair, paired
-from worker.pipeline.transcripts import TranscriptError, cues_of, utterance
 from worker.storage import Storage
 
-_YIELD_EVERY = 200
-"""Manifest lines between two moments in which the event loop may do something else."""
+_LOST: Final = "The file was lost; please upload it again."
 
 
 @dataclass(frozen=True)
@@ -29,13 +42,15 @@ class ManifestLimits:
 
     files: int = 400_000
     """Each takes 0.9 KB of memory while the manifest is made."""
-    transcript_bytes: int = 16 << 20
-    """A .vtt of a whole day has about 2 MB."""
+    transcript_bytes: int | None = None
+    """None: what `largest_transcript_bytes` says of its name."""
     manifest_bytes: int = 2 << 30
     """Read as a stream; this bounds time, not memory."""
     longest_segment_s: float = 30.0
     at_once: int = 8
     """Transcripts in memory."""
+    reading: ReadingLimits = field(default_factory=ReadingLimits)
+    """What the reading of one text may cost."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,53 @@ class _Read:
 
     rows: list[ManifestRow]
     refused: list[_Refused]
+
+
+class _Texts:
+    """The texts of one run, read one after another by one child."""
+
+    def __init__(self, storage: Storage, limits: ManifestLimits) -> None:
+        self._storage = storage
+        self._reader = TextReader(limits.reading)
+        self.limits = limits
+
+    async def lines(self, manifest: DataItem) -> AsyncGenerator[list[LineOrFault], None]:
+        """What a manifest's lines say, in batches.
+
+        Raises:
+            TextError: it is too large, too much to read, or not there.
+        """
+        if manifest.bytes > self.limits.manifest_bytes:
+            sentence = f"The manifest has more than {self.limits.manifest_bytes >> 20} MB."
+            raise TextError("transcript_too_large", sentence)
+        chunks = self._storage.stream(manifest.address)
+        reading = self._reader.read(MANIFEST, manifest.bytes, chunks, code="bad_manifest_line")
+        try:
+            async with aclosing(reading) as batches:
+                async for batch in batches:
+                    yield batch
+        except NotStored:
+            raise TextError("missing_file", _LOST) from None
+
+    async def transcript(self, item: DataItem) -> list[SegmentOrFault]:
+        """What is said in a transcript.
+
+        Raises:
+            TextError: nothing that can be used.
+        """
+        most = self.limits.transcript_bytes or largest_transcript_bytes(item.name)
+        try:
+            data = await self._storage.get_bytes(item.address, most)
+        except NotStored:
+            raise TextError("missing_file", _LOST) from None
+        except TooLarge:
+            raise TextError("transcript_too_large", f"The transcript has more than {most >> 20} MB.") from None
+        options = {"timed": is_timed(item.name), "longest_s": self.limits.longest_segment_s}
+        return await self._reader.all_of(TRANSCRIPT, len(data), data, code="unreadable_transcript", options=options)
+
+    async def aclose(self) -> None:
+        """End the child."""
+        await self._reader.close()
 
 
 async def build_manifest(  # noqa: PLR0913 - what it reads, and how
@@ -81,9 +143,10 @@ async def build_manifest(  # noqa: PLR0913 - what it reads, and how
     known = await _sorted(items, limits)
     with ManifestWriter(folder, earlier) as writer:
         audio = await _usable_audio(known, storage, writer)
-        named = await _from_manifests(known, audio, storage, writer, limits, moved)
         transcripts = [item for item in known if item.kind == "transcript"]
-        await _from_pairs(audio, named, transcripts, storage, writer, limits, moved)
+        async with aclosing(_Texts(storage, limits)) as texts:
+            named = await _from_manifests(known, audio, texts, writer, moved)
+            await _from_pairs(audio, named, transcripts, texts, writer, moved)
         return await asyncio.to_thread(writer.finished, {item.id: item.sha256 for item in known})
 
 
@@ -115,12 +178,11 @@ async def _usable_audio(known: list[DataItem], storage: Storage, writer: Manifes
     return usable
 
 
-async def _from_manifests(  # noqa: PLR0913 - what all sources need
+async def _from_manifests(
     known: list[DataItem],
     audio: list[DataItem],
-    storage: Storage,
+    texts: _Texts,
     writer: ManifestWriter,
-    limits: ManifestLimits,
     moved: Callable[[], None],
 ) -> set[int]:
     """Rows of .jsonl manifests; the ids of the recordings that they use."""
@@ -129,34 +191,45 @@ async def _from_manifests(  # noqa: PLR0913 - what all sources need
     named: set[int] = set()
     for manifest in (item for item in known if item.kind == "manifest"):
         lines = 0
-        if manifest.bytes > limits.manifest_bytes:
-            sentence = f"The manifest has more than {limits.manifest_bytes >> 20} MB."
-            writer.refuse([manifest.id], manifest.name, "transcript_too_large", sentence)
-            continue
         try:
-            async for number, line in lines_of(storage.stream(manifest.address)):
-                lines += 1
-                where = f"{manifest.name}, line {number}"
-                try:
-                    row = _row_of(line, manifest, names, usable)
-                except LineError as error:
-                    writer.refuse([manifest.id], where, error.code, error.sentence)
-                else:
-                    writer.row(row, where)
-                    named.add(row.data_ids[0])
-                if lines % _YIELD_EVERY == 0:
+            async with aclosing(texts.lines(manifest)) as batches:
+                async for batch in batches:
+                    lines += len(batch)
+                    for told in batch:
+                        _take_line(told, manifest, names, usable, writer, named)
                     moved()
-                    await asyncio.sleep(0)
-        except NotStored:
-            writer.refuse([manifest.id], manifest.name, "missing_file", _LOST)
+                    await asyncio.sleep(0)  # after each batch the event loop may do something else
+        except TextError as error:
+            writer.refuse([manifest.id], manifest.name, error.code, error.sentence)
         else:
             if not lines:
                 writer.refuse([manifest.id], manifest.name, "empty_transcript", "The manifest has no lines.")
     return named
 
 
-def _row_of(line: bytes | None, manifest: DataItem, names: AudioNames, usable: set[int]) -> ManifestRow:
-    told = understood(line)
+def _take_line(  # noqa: PLR0913 - the line, what it is compared with, and where it goes
+    told: LineOrFault,
+    manifest: DataItem,
+    names: AudioNames,
+    usable: set[int],
+    writer: ManifestWriter,
+    named: set[int],
+) -> None:
+    where = f"{manifest.name}, line {told.number}"
+    if told.line is None:
+        assert told.fault is not None, "the type of a result says so"
+        writer.refuse([manifest.id], where, told.fault.code, told.fault.sentence)
+        return
+    try:
+        row = _row_of(told.line, manifest, names, usable)
+    except LineError as error:
+        writer.refuse([manifest.id], where, error.code, error.sentence)
+    else:
+        writer.row(row, where)
+        named.add(row.data_ids[0])
+
+
+def _row_of(told: Line, manifest: DataItem, names: AudioNames, usable: set[int]) -> ManifestRow:
     audio = names.find(told.audio_filepath, manifest.name)
     if audio.id not in usable:
         raise LineError("missing_file", f"{audio.name} is empty or was lost.")
@@ -180,9 +253,8 @@ async def _from_pairs(  # noqa: PLR0913 - what all sources need
     audio: list[DataItem],
     named: set[int],
     transcripts: list[DataItem],
-    storage: Storage,
+    texts: _Texts,
     writer: ManifestWriter,
-    limits: ManifestLimits,
     moved: Callable[[], None],
 ) -> None:
     """Rows of recordings with transcripts of their own. What a manifest says of a recording beats these."""
@@ -201,9 +273,8 @@ async def _from_pairs(  # noqa: PLR0913 - what all sources need
         same = item.sha256 == better.sha256
         sentence = f"{better.name} {'is the same recording' if same else 'has the same name'} and is used instead."
         writer.refuse([item.id], item.name, "duplicate" if same else "same_stem", sentence)
-    async with aclosing(
-        in_order(pairing.pairs, lambda pair: _read_pair(pair, storage, limits), limits.at_once)
-    ) as results:
+    at_once = texts.limits.at_once
+    async with aclosing(in_order(pairing.pairs, lambda pair: _read_pair(pair, texts), at_once)) as results:
         async for result in results:
             for refused in result.refused:
                 writer.refuse(refused.data_ids, refused.where, refused.code, refused.sentence)
@@ -212,22 +283,14 @@ async def _from_pairs(  # noqa: PLR0913 - what all sources need
             moved()
 
 
-async def _read_pair(pair: Pair, storage: Storage, limits: ManifestLimits) -> _Read:
+async def _read_pair(pair: Pair, texts: _Texts) -> _Read:
     """The first transcript of a pair that gives anything; what was wrong with those before it."""
     result = _Read([], [])
     for at, transcript in enumerate(pair.transcripts):
         try:
-            data = await storage.get_bytes(transcript.address, limits.transcript_bytes)
-            read = await asyncio.to_thread(_rows_of, pair.audio, transcript, data, limits)
-        except TranscriptError as error:
+            read = _rows_of(pair.audio, transcript, await texts.transcript(transcript))
+        except TextError as error:
             result.refused.append(_Refused([transcript.id], transcript.name, error.code, error.sentence))
-            continue
-        except NotStored:
-            result.refused.append(_Refused([transcript.id], transcript.name, "missing_file", _LOST))
-            continue
-        except TooLarge:
-            sentence = f"The transcript has more than {limits.transcript_bytes >> 20} MB."
-            result.refused.append(_Refused([transcript.id], transcript.name, "transcript_too_large", sentence))
             continue
         result.refused.extend(read.refused)
         if read.rows:
@@ -243,12 +306,11 @@ async def _read_pair(pair: Pair, storage: Storage, limits: ManifestLimits) -> _R
     return result
 
 
-def _rows_of(audio: DataItem, transcript: DataItem, data: bytes, limits: ManifestLimits) -> _Read:
+def _rows_of(audio: DataItem, transcript: DataItem, found: list[SegmentOrFault]) -> _Read:
     """Rows of one transcript: one for a .txt, one for each segment of a .vtt or .srt."""
-    ids = [audio.id, transcript.id]
     row = ManifestRow(
         row=0,
-        data_ids=ids,
+        data_ids=[audio.id, transcript.id],
         file=audio.name,
         audio=audio.address,
         audio_sha256=audio.sha256,
@@ -257,27 +319,22 @@ def _rows_of(audio: DataItem, transcript: DataItem, data: bytes, limits: Manifes
         speaker=audio.speaker or transcript.speaker,
         split=audio.split or transcript.split,
     )
-    if PurePosixPath(transcript.name).suffix.lower() not in TIMED_SUFFIXES:
-        return _Read([row.model_copy(update={"text": utterance(data)})], [])
-    cues, faults = cues_of(data)
-    pieces, long = pieces_of(cues, limits.longest_segment_s)
-    rows = [
-        row.model_copy(
-            update={
-                "text": piece.text,
-                "offset_s": piece.start_ms / 1000,
-                "duration_s": (piece.end_ms - piece.start_ms) / 1000,
-                "speaker": piece.speaker or row.speaker,
-                "source": "cue",
-            }
-        )
-        for piece in pieces
-    ]
+    rows = [row.model_copy(update=_fields_of(segment, row)) for segment, _ in found if segment is not None]
     refused = [
         _Refused([transcript.id], f"{transcript.name}, line {fault.line}", fault.code, fault.sentence)
-        for fault in sorted(faults + long, key=lambda fault: fault.line)
+        for _, fault in found
+        if fault is not None
     ]
     return _Read(rows, refused)
 
 
-_LOST = "The file was lost; please upload it again."
+def _fields_of(segment: Segment, row: ManifestRow) -> dict[str, Any]:
+    if segment.start_ms is None or segment.end_ms is None:
+        return {"text": segment.text}
+    return {
+        "text": segment.text,
+        "offset_s": segment.start_ms / 1000,
+        "duration_s": (segment.end_ms - segment.start_ms) / 1000,
+        "speaker": segment.speaker or row.speaker,
+        "source": "cue",
+    }

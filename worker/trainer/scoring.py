@@ -10,6 +10,8 @@ from typing import Any, Final
 import jiwer
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from schemas.text import normalized
+
 _HARDLY: Final = 0.2
 """A sentence of which no larger share of the words was heard was dropped."""
 UNSPACED: Final = frozenset({"zh", "yue", "ja", "th", "lo", "my"})
@@ -28,7 +30,7 @@ def normalizer(language: str) -> Normalizer:
     Letters of other languages keep their dots, accents and vowel signs: Bären are not Baren.
     """
     fold: Normalizer = EnglishTextNormalizer({}) if language == "en" else partial(_folded, language)
-    return lambda text: _BLANKS.sub(" ", fold(unicodedata.normalize("NFKC", text))).strip()
+    return lambda text: _BLANKS.sub(" ", fold(normalized(text, "NFKC"))).strip()
 
 
 def _folded(language: str, text: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import time
 import tracemalloc
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from schemas.steps import ManifestRow
 from schemas.verdicts import REASONS
 from worker.clock import Clock
+from worker.data.text_reader import ReadingLimits
 from worker.domain.data import DataItem, kind_of, stem_of
 from worker.errors import StepFailed
 from worker.pipeline import phases
@@ -212,6 +214,67 @@ async def test_every_kind_of_broken_file_gets_its_own_verdict(model, tmp_path):
         "gone.wav": "missing_file",
         "nothing.jsonl": "empty_transcript",
     }
+
+
+CUE = "WEBVTT\n\n00:01.000 --> 00:02.000\n"
+MARKS = "\u0316\u0301"
+HOSTILE = {
+    "marks in a text": (lambda size: ("a.txt", "a" + MARKS * (size // 4)), 32),
+    "voices in a cue": (lambda size: ("a.vtt", CUE + "<v." * (size // 3)), 16),
+    "marks in a manifest's text": (
+        lambda size: ("m.jsonl", json.dumps({"audio_filepath": "a.wav", "text": "a" + MARKS * (size // 4)})),
+        32,
+    ),
+    "marks in a manifest's path": (
+        lambda size: ("m.jsonl", json.dumps({"audio_filepath": MARKS * (size // 4), "text": "hello"})),
+        32,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_text_costs_the_process_that_renews_leases_no_more_than_its_length(model, tmp_path, name):
+    """Quadratic, four times the bytes are sixteen times the processor time."""
+    make, kib = HOSTILE[name]
+    seconds = []
+    for size in (kib << 10, kib << 12):
+        model.items.clear()
+        await model.add("a.wav")
+        await model.add(*make(size))
+        began = time.process_time()
+        _, rows, verdicts = await model.load(tmp_path / str(size))
+        seconds.append(time.process_time() - began)
+        assert rows == []
+        assert set(verdicts.values()) & {"transcript_too_long", "bad_manifest_line"}
+    assert seconds[1] < 8 * max(seconds[0], 0.05)
+
+
+async def test_one_bad_cue_costs_one_cue_and_no_other_file(model, tmp_path):
+    await model.add("a.wav")
+    await model.add(
+        "a.srt", f"1\n00:00:01,000 --> 00:00:02,000\n&#{'9' * 5000};\n\n2\n00:00:03,000 --> 00:00:04,000\nwords\n"
+    )
+    await model.add("b.wav")
+    await model.add("b.vtt", f"{CUE}{'x' * 20_001}\n\n00:05.000 --> 00:06.000\nmore words\n")
+    await model.add("c.wav")
+    await model.add("c.txt", "good words")
+    _, rows, verdicts = await model.load(tmp_path / "m")
+    assert [row.text for row in rows] == ["words", "more words", "good words"]
+    assert verdicts == {"b.vtt, line 3": "transcript_too_long"}
+
+
+async def test_a_text_that_ends_its_reader_costs_itself_and_not_the_run(model, tmp_path):
+    await model.add("a.wav")
+    await model.add("a.txt", "good words")
+    await model.add("b.wav")
+    line = json.dumps({"audio_filepath": "b.wav", "text": "hello"})
+    await model.add("m.jsonl", line)
+    await model.add("n.jsonl", '{"a":[' + "[]," * 300_000 + "1]}")
+    await model.add("o.jsonl", line)
+    limits = ManifestLimits(reading=ReadingLimits(memory_bytes=36 << 20))
+    _, rows, verdicts = await model.load(tmp_path / "m", limits)
+    assert [row.text for row in rows] == ["hello", "good words"]
+    assert verdicts == {"n.jsonl": "bad_manifest_line", "o.jsonl, line 1": "duplicate"}
 
 
 async def test_the_same_data_gives_the_same_bytes(model, tmp_path):

@@ -6,31 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.data.manifest_lines import LONGEST_LINE, LineError, lines_of, understood
 from worker.domain.data import DataItem, clean_name, kind_of, stem_of
 from worker.pipeline.audio_names import AudioNames
-from worker.pipeline.manifest_lines import LONGEST_LINE, LineError, lines_of, understood
 
 
-async def chunks(data: bytes, size: int):
+def chunks(data: bytes, size: int):
     for start in range(0, len(data), size):
         yield data[start : start + size]
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-async def test_lines_come_out_however_the_bytes_come_in(size, encoding):
+def test_lines_come_out_however_the_bytes_come_in(size, encoding):
     data = 'one\r\n\n{"ü": 1}\nlast'.encode(encoding)
-    lines = [(number, line.strip()) async for number, line in lines_of(chunks(data, size))]
+    lines = [(number, line.strip()) for number, line in lines_of(chunks(data, size))]
     assert lines == [(1, b"one"), (3, '{"ü": 1}'.encode()), (4, b"last")]
 
 
-async def test_an_endless_line_costs_itself_only_and_little_memory():
+def test_an_endless_line_costs_itself_only_and_little_memory():
     data = b"a\n" + b"x" * (3 * LONGEST_LINE) + b"\nb\n" + b"y" * (2 * LONGEST_LINE)
-    assert [line async for line in lines_of(chunks(data, 1 << 16))] == [(1, b"a"), (2, None), (3, b"b"), (4, None)]
+    assert list(lines_of(chunks(data, 1 << 16))) == [(1, b"a"), (2, None), (3, b"b"), (4, None)]
 
 
-async def test_an_empty_file_has_no_lines():
-    assert [line async for line in lines_of(chunks(b"", 1))] == []
+def test_an_empty_file_has_no_lines():
+    assert list(lines_of(chunks(b"", 1))) == []
 
 
 def line(**fields) -> bytes:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.pipeline.cues import pieces_of
-from worker.pipeline.transcripts import Cue, TranscriptError, cues_of, decoded, utterance
+from worker.data.cues import pieces_of
+from worker.data.transcripts import Cue, TranscriptError, cues_of, decoded, utterance
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from worker.pipeline.transcripts import Cue, Fault
+from worker.data.transcripts import Cue, Fault
 
 _OVERLAP_MS: Final = 100
 """Cues that overlap by less were meant to touch."""

@@ -1,4 +1,8 @@
-"""Transcripts as text: encodings, and the cues of .vtt and .srt. Whatever is wrong costs one cue, not the file."""
+"""Transcripts as text: encodings, and the cues of .vtt and .srt. Whatever is wrong costs one cue, not the file.
+
+Every pattern here meets strangers' text. None may try the same characters again from each of many starting points: what
+one match passes over excludes the character that begins a match, or is bounded by a small number.
+"""
 
 import codecs
 import html
@@ -8,7 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from schemas.text import TextTooLong, normalized
+
 MOST_CUES: Final = 100_000
+"""In one file, those that cannot be used included."""
+LONGEST_UTTERANCE: Final = 10_000
+"""Characters. In 30 s nobody says a tenth of that."""
+LONGEST_CUE: Final = 20_000
+"""Characters of a cue with its mark-up, of which subtitles that time each word have much."""
+_LONGEST_TIMING: Final = 200
 _BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16: it begins with the same two bytes
@@ -18,23 +30,29 @@ _BOMS: Final = (
 )
 _TIME: Final = r"(?:(\d{1,4}):)?(\d{1,3}):(\d{1,2})[.,](\d{1,3})"
 _TIMING: Final = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s|$)")
-_VOICE: Final = re.compile(r"<v(?:\.[^ \t>]*)?[ \t]+([^<>]{1,200})>")
+_VOICE: Final = re.compile(r"<v(?:\.[^ \t<>]{0,100})?[ \t]{1,8}([^<> \t][^<>]{0,199})>")
 _TAG: Final = re.compile(r"</?[A-Za-z0-9][^<>]{0,200}>|\{\\[^{}]{0,200}\}")
 _SOUND: Final = re.compile(r"\[[^\[\]]{0,200}\]|[♩♪♫♬]")
 _WHOLLY_SOUND: Final = re.compile(r"\s*(?:\([^()]*\)|\*[^*]*\*)\s*")
 _TURN: Final = re.compile(r"^\s*(?:-|–|>>+|&gt;&gt;)\s*(?=\S)")  # noqa: RUF001 - subtitles use the en dash
+_LONG_REFERENCE: Final = re.compile(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{7,});?")
+"""Beyond every character. `html.unescape` would make a number of all these digits first."""
 _BLOCKS: Final = ("NOTE", "STYLE", "REGION")
 _FLASH_MS: Final = 60
 """Captions that scroll repeat their last line in a cue this short."""
 
 
-class TranscriptError(Exception):
-    """A transcript that cannot be used, with a reason code and a sentence for its owner."""
+class TextError(Exception):
+    """A text that cannot be used, with a reason code and a sentence for its owner."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
         self.sentence = sentence
+
+
+class TranscriptError(TextError):
+    """A transcript that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +105,40 @@ def _unmarked(data: bytes) -> str:
     return "utf-8"
 
 
-def tidy(text: str) -> str:
-    """One line, composed letters, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def tidy(text: str, longest: int = LONGEST_UTTERANCE) -> str:
+    """One line, composed letters, single spaces.
+
+    Args:
+        text: one utterance, or a name.
+        longest: characters that may be left when its blanks are single.
+
+    Raises:
+        TextTooLong: more are left.
+    """
+    return normalized(" ".join(text.split()), "NFC", longest)
 
 
 def utterance(data: bytes) -> str:
     """The one utterance of a .txt file.
 
     Raises:
-        TranscriptError: unreadable, or without a word.
+        TranscriptError: unreadable, without a word, or longer than one utterance.
     """
-    text = tidy(decoded(data))
+    try:
+        text = tidy(decoded(data))
+    except TextTooLong as error:
+        raise TranscriptError("transcript_too_long", too_long_to_say(error)) from None
     if not has_words(text):
         raise TranscriptError("empty_transcript", "The transcript has no words.")
     return text
+
+
+def too_long_to_say(error: TextTooLong) -> str:
+    """The sentence for the owner of a text that is no single utterance."""
+    return (
+        f"The transcript has {error.length:,} characters; one utterance has at most {error.longest:,}. "
+        "Cut recording and transcript into pieces of at most 30 s, or give a .vtt or .srt with times."
+    )
 
 
 def has_words(text: str) -> bool:
@@ -123,7 +160,9 @@ def cues_of(data: bytes) -> tuple[list[Cue], list[Fault]]:
     last_lines: list[str] = []
     last_end_ms = -1
     for number, timing, lines in _blocks(text.split("\n")):
-        match = _TIMING.match(timing)
+        if len(cues) + len(faults) >= MOST_CUES:
+            raise TranscriptError("transcript_too_large", f"The transcript has more than {MOST_CUES:,} cues.")
+        match = _TIMING.match(timing[:_LONGEST_TIMING])
         if match is None:
             faults.append(Fault(number, "bad_cue", f"The times in line {number} cannot be read."))
             continue
@@ -138,11 +177,14 @@ def cues_of(data: bytes) -> tuple[list[Cue], list[Fault]]:
             else shown
         )
         last_lines, last_end_ms = shown, end_ms
-        spoken, speaker = _spoken(fresh)
+        try:
+            spoken, speaker = _spoken(fresh)
+        except TextTooLong as error:
+            sentence = f"The cue in line {number} has {error.length:,} characters; at most {error.longest:,} are read."
+            faults.append(Fault(number, "transcript_too_long", sentence))
+            continue
         if has_words(spoken):
             cues.append(Cue(start_ms, end_ms, spoken, speaker, number))
-        if len(cues) > MOST_CUES:
-            raise TranscriptError("transcript_too_large", f"The transcript has more than {MOST_CUES:,} cues.")
     if not cues and not faults:
         raise TranscriptError("empty_transcript", "There are no cues with words in the transcript.")
     cues.sort(key=lambda cue: (cue.start_ms, cue.end_ms, cue.line))
@@ -182,11 +224,23 @@ def _without_repeat(lines: list[str], before: list[str], *, flashes: bool) -> li
 
 
 def _spoken(lines: list[str]) -> tuple[str, str | None]:
-    """What is said in a cue, without mark-up and descriptions of sounds, and by whom if by one."""
+    """What is said in a cue, without mark-up and descriptions of sounds, and by whom if by one.
+
+    Raises:
+        TextTooLong: nobody says that much in a cue.
+    """
+    written = sum(map(len, lines))
+    if written > LONGEST_CUE:
+        raise TextTooLong(written, LONGEST_CUE)
     marked = " ".join(_TURN.sub("", line) for line in lines)
-    voices = {tidy(html.unescape(name)) for name in _VOICE.findall(marked)}
-    text = html.unescape(_TAG.sub("", _VOICE.sub("", marked)))
+    voices = {tidy(_unescaped(name)) for name in _VOICE.findall(marked)}
+    text = _unescaped(_TAG.sub("", _VOICE.sub("", marked)))
     text = tidy(_SOUND.sub(" ", text))
     if _WHOLLY_SOUND.fullmatch(text):
         text = ""
     return text, voices.pop() if len(voices) == 1 else None
+
+
+def _unescaped(text: str) -> str:
+    """HTML's character references as characters; a number beyond all of them as the sign for none."""
+    return html.unescape(_LONG_REFERENCE.sub("\ufffd", text))

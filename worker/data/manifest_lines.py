@@ -3,29 +3,29 @@
 import codecs
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from worker.pipeline.transcripts import has_words, tidy
+from schemas.text import TextTooLong
+from worker.data.transcripts import TextError, has_words, tidy, too_long_to_say
 
 Split = Literal["train", "dev", "test"]
 
 LONGEST_LINE: Final = 1 << 20
 """Bytes."""
+LONGEST_PATH: Final = 4_096
+"""Characters of ``audio_filepath``: no system opens a longer one."""
+LONGEST_SPEAKER: Final = 200
+"""Characters that are kept."""
 _SPLITS: Final[dict[str, Split]] = {"train": "train", "dev": "dev", "test": "test"}
 _NO_LETTER: Final = re.compile("[\0\ud800-\udfff\ufffd]")
 _LATEST_S: Final = 1e6
 """No recording is longer than eleven days."""
 
 
-class LineError(Exception):
-    """A line that cannot be used, with a reason code and a sentence for its owner."""
-
-    def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.sentence = sentence
+class LineError(TextError):
+    """A line that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class ManifestLine:
     split: Split | None
 
 
-async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
+def lines_of(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
     """Number (from 1) and bytes of each line that is not empty, as UTF-8; None for one longer than ``LONGEST_LINE``."""
     number, rest, skipping = 0, b"", False
-    async for chunk in _as_utf8(chunks):
+    for chunk in _as_utf8(chunks):
         *whole, rest_of_chunk = chunk.split(b"\n")
         for piece in whole:
             number += 1
@@ -62,12 +62,12 @@ async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, byt
         yield number + 1, rest
 
 
-async def _as_utf8(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def _as_utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The stream without its byte order mark; UTF-16 becomes UTF-8."""
     head = b""
     decoder: codecs.IncrementalDecoder | None = None
     begun = False
-    async for chunk in chunks:
+    for chunk in chunks:
         piece = chunk
         if not begun:
             head += chunk
@@ -94,18 +94,16 @@ def understood(line: bytes | None) -> ManifestLine:
     audio_filepath = fields.get("audio_filepath")
     if not isinstance(audio_filepath, str) or not audio_filepath.strip():
         raise _bad("audio_filepath is missing or is no text")
-    text = fields.get("text")
-    if text is not None and not isinstance(text, str):
-        raise _bad("text is no text")
-    text = tidy(text or "")
-    speaker = fields.get("speaker")
-    if speaker is not None and not isinstance(speaker, str | int):
-        raise _bad("speaker is no text")
+    if len(audio_filepath) > LONGEST_PATH:
+        raise _bad(f"audio_filepath has {len(audio_filepath):,} characters; at most {LONGEST_PATH:,} are possible")
+    text = _text(fields)
+    speaker = _speaker(fields)
     if _NO_LETTER.search(f"{text}{audio_filepath}{speaker or ''}"):
         raise _bad("it holds letters that do not exist")
     marked = fields.get("split")
     if marked is not None and not (isinstance(marked, str) and marked in _SPLITS):
-        raise _bad(f"split is train, dev or test, not {str(marked)[:40]!r}")
+        shown = repr(marked[:40]) if isinstance(marked, str) else "something else"
+        raise _bad(f"split is train, dev or test, not {shown}")
     offset_s, duration_s = _seconds(fields, "offset"), _seconds(fields, "duration")
     if duration_s == 0:
         raise _bad("duration is 0")
@@ -116,9 +114,31 @@ def understood(line: bytes | None) -> ManifestLine:
         text,
         offset_s,
         duration_s,
-        tidy(str(speaker))[:200] or None if speaker is not None else None,
+        speaker,
         _SPLITS[marked] if marked is not None else None,
     )
+
+
+def _text(fields: dict[str, Any]) -> str:
+    text = fields.get("text")
+    if text is not None and not isinstance(text, str):
+        raise _bad("text is no text")
+    try:
+        return tidy(text or "")
+    except TextTooLong as error:
+        raise LineError("transcript_too_long", too_long_to_say(error)) from None
+
+
+def _speaker(fields: dict[str, Any]) -> str | None:
+    speaker = fields.get("speaker")
+    if speaker is None:
+        return None
+    if not isinstance(speaker, str | int):
+        raise _bad("speaker is no text")
+    try:
+        return tidy(str(speaker))[:LONGEST_SPEAKER] or None
+    except TextTooLong as error:
+        raise _bad(f"speaker has {error.length:,} characters") from None
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -1,0 +1,224 @@
+"""The child that reads strangers' texts: what it may not do, and what a file costs that is too much for it."""
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import structlog
+
+from worker.data.text_reader import (
+    CHECK_TRANSCRIPT,
+    MANIFEST,
+    TRANSCRIPT,
+    ReadingLimits,
+    TextReader,
+    TextReaders,
+)
+from worker.data.transcripts import TextError
+from worker.errors import NotStored
+
+OPTIONS = {"timed": False, "longest_s": 30.0}
+
+
+async def endless(piece: bytes):
+    while True:
+        yield piece
+
+
+async def said(reader: TextReader, text: str = "Hello there.") -> str:
+    """What the reader makes of an honest file."""
+    data = text.encode()
+    [(segment, fault)] = await reader.all_of(TRANSCRIPT, len(data), data, code="unreadable_transcript", options=OPTIONS)
+    assert fault is None
+    return segment.text
+
+
+async def drained(values) -> None:
+    async with aclosing(values) as batches:
+        async for _ in batches:
+            pass
+
+
+def pid_of(reader: TextReader) -> int:
+    assert reader._child is not None
+    return reader._child._process.pid
+
+
+@pytest.fixture
+async def make():
+    made = []
+
+    def reader(**limits) -> TextReader:
+        made.append(TextReader(ReadingLimits(**limits)))
+        return made[-1]
+
+    yield reader
+    for one in made:
+        await one.close()
+
+
+async def test_one_child_reads_file_after_file(make):
+    reader = make()
+    assert await said(reader, "Eins.\n zwei") == "Eins. zwei"
+    first = pid_of(reader)
+    assert await said(reader, "Drei.") == "Drei."
+    assert pid_of(reader) == first
+
+
+async def test_a_file_that_takes_too_much_processor_time_costs_itself_only(make):
+    reader = make(cpu_s=0, cpu_s_per_mib=0)
+    lines = b'{"audio_filepath": "a.wav", "text": "hello"}\n' * 1000
+    with pytest.raises(TextError, match="s of processor time") as refused:
+        await drained(reader.read(MANIFEST, 1, endless(lines), code="bad_manifest_line"))
+    assert refused.value.code == "bad_manifest_line"
+    assert await said(reader) == "Hello there."
+
+
+async def test_a_file_that_takes_too_much_memory_costs_itself_only(make):
+    reader = make(memory_bytes=64 << 20)
+    with pytest.raises(TextError, match="more than 64 MB of memory") as refused:
+        await reader.all_of(TRANSCRIPT, 1 << 20, endless(b"x" * 100_000), code="unreadable_transcript", options=OPTIONS)
+    assert refused.value.code == "unreadable_transcript"
+    assert await said(reader) == "Hello there."
+
+
+async def test_an_error_of_ours_costs_one_file_and_is_logged_without_its_words(make):
+    reader = make()
+    with structlog.testing.capture_logs() as logs, pytest.raises(TextError, match="an error of ours") as refused:
+        await reader.all_of(TRANSCRIPT, 6, b"secret", code="unreadable_transcript", options={"no": "such option"})
+    assert refused.value.code == "unreadable_transcript"
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    assert "TypeError at text_child.py" in logs[0]["error"]
+    assert "secret" not in str(logs)
+    assert await said(reader) == "Hello there."
+
+
+async def test_a_child_that_crashes_costs_one_file(make):
+    reader = make()
+    await said(reader)
+
+    async def killing():
+        yield b"x"
+        os.kill(pid_of(reader), signal.SIGSEGV)
+        while True:
+            yield b"x" * 1000
+
+    with structlog.testing.capture_logs() as logs, pytest.raises(TextError, match="an error of ours"):
+        await reader.all_of(TRANSCRIPT, 1000, killing(), code="unreadable_transcript", options=OPTIONS)
+    assert logs[0]["code"] == -signal.SIGSEGV
+    assert await said(reader) == "Hello there."
+
+
+async def test_a_source_that_fails_is_no_fault_of_the_file(make):
+    reader = make()
+
+    async def lost():
+        yield b"x"
+        raise NotStored("gone")
+
+    with pytest.raises(NotStored):
+        await reader.all_of(TRANSCRIPT, 1000, lost(), code="unreadable_transcript", options=OPTIONS)
+    assert await said(reader) == "Hello there."
+
+
+async def test_whoever_stops_early_leaves_a_reader_that_works(make):
+    reader = make()
+    lines = endless(b'{"audio_filepath": "a.wav", "text": "hello"}\n' * 1000)
+    async with aclosing(reader.read(MANIFEST, 1 << 30, lines, code="bad_manifest_line")) as batches:
+        assert await anext(batches)
+    reading = asyncio.ensure_future(
+        reader.all_of(CHECK_TRANSCRIPT, 1 << 20, endless(b"x"), code="unreadable_transcript", options={"timed": False})
+    )
+    while reader._child is None:
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert await said(reader) == "Hello there."
+
+
+async def test_the_child_has_no_files_no_children_no_core_and_no_credentials(make, monkeypatch):
+    monkeypatch.setenv("WORKER_DATABASE_URL", "postgresql://secret")
+    reader = make(memory_bytes=256 << 20)
+    with Path("/dev/null").open() as ours:
+        os.set_inheritable(ours.fileno(), True)  # noqa: FBT003 - as os has it
+        await said(reader)
+    child = pid_of(reader)
+    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+        assert resource.prlimit(child, kind) == (0, 0)
+    assert resource.prlimit(child, resource.RLIMIT_AS) == (256 << 20, 256 << 20)
+    assert 0 < resource.prlimit(child, resource.RLIMIT_CPU)[0] < 60
+    proc = Path(f"/proc/{child}")
+    assert sorted(entry.name for entry in (proc / "fd").iterdir()) == ["0", "1", "2"]
+    assert b"secret" not in (proc / "environ").read_bytes()
+    assert "NoNewPrivs:\t1" in (proc / "status").read_text()
+    assert (proc / "cwd").readlink() == Path("/")
+
+
+async def test_a_child_does_not_outlive_the_process_that_it_reads_for():
+    program = (
+        "import asyncio, os\n"
+        "from tests.unit.load.test_text_reader import pid_of, said\n"
+        "from worker.data.text_reader import TextReader\n"
+        "async def main():\n"
+        "    reader = TextReader(); await said(reader); print(pid_of(reader), flush=True); await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+    ) as owner:
+        assert owner.stdout is not None
+        child = int(owner.stdout.readline())
+        os.kill(child, signal.SIGSTOP)  # it notices nothing by itself
+        owner.kill()
+    while Path(f"/proc/{child}/stat").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        await asyncio.sleep(0.01)
+
+
+async def test_one_organizations_slow_files_leave_the_others_a_reader():
+    readers = TextReaders(size=2)
+    begun = asyncio.Event()
+
+    async def slow():
+        while True:
+            begun.set()
+            yield b'{"audio_filepath": "a.wav", "text": "hello"}\n'
+            await asyncio.sleep(0.01)
+
+    async def hostile():
+        async with readers.turn(1) as reader:
+            await reader.all_of(MANIFEST, 1 << 30, slow(), code="bad_manifest_line")
+
+    hostiles = [asyncio.ensure_future(hostile()) for _ in range(5)]
+    await begun.wait()
+    for _ in range(3):
+        async with readers.turn(2) as reader:
+            assert await said(reader) == "Hello there."
+    for task in hostiles:
+        task.cancel()
+    await asyncio.gather(*hostiles, return_exceptions=True)
+    await readers.close()
+    assert len(readers._free) == 2
+
+
+@pytest.mark.parametrize(
+    "answer", [b"no frame at all", b"V\x00\x00\x00\x02{}", b"E\x00\x00\x00\x02[]", b"V\xff\xff\xff\xff"]
+)
+async def test_what_a_child_sends_is_checked(make, answer):
+    reader = make()
+    await said(reader)
+    child = reader._child
+    real = child._reader
+    child._reader = asyncio.StreamReader()
+    child._reader.feed_data(answer)
+    child._reader.feed_eof()
+    with structlog.testing.capture_logs() as logs, pytest.raises(TextError, match="an error of ours"):
+        await said(reader)
+    assert logs[0]["how"] in {"nonsense", "ended"}
+    assert real.at_eof() or reader._child is None
+    assert await said(reader) == "Hello there."

@@ -1,0 +1,1 @@
+"""Customers' texts: what they say, and the child process that reads them."""
