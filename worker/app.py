@@ -81,7 +81,13 @@ class App:
         self._failed: BaseException | None = None
         clock = self._clock = Clock(random=random.SystemRandom().random)
         dsn = settings.database_url.get_secret_value()
-        limits = Limits(settings.failure_limit, settings.hand_over_limit, settings.wait_limit_s, settings.run_limit_s)
+        limits = Limits(
+            failures=settings.failure_limit,
+            hand_overs=settings.hand_over_limit,
+            wait_s=settings.wait_limit_s,
+            run_s=settings.run_limit_s,
+            lost_workers=settings.lost_worker_limit,
+        )
         self._database = Database(dsn, size=settings.database_connections, name="training-worker")
         # The heartbeat shares its connection with nobody: no slow statement can make a lease run out.
         # Given up early enough to ask again on a new one, and its road back to the pool may take as long.
