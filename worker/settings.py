@@ -114,6 +114,13 @@ class Settings(BaseSettings):
     minimum_audio_s: float = Field(default=60, ge=0, description="least usable audio a run needs")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints an attempt keeps")
 
+    frozen_limit_s: float = Field(
+        default=60,
+        ge=0,
+        description="the worker ends itself, with its stack in the log, when its event loop has stood still for so "
+        "long (and at least for a lease); time in which the process is stopped does not count; 0: never",
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level logged"
     )
