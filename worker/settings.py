@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     grace_s: float = Field(default=120, gt=0, description="time for a hand-over at shutdown")
     failure_limit: int = Field(default=3, ge=1, description="failures a run may have in all")
     hand_over_limit: int = Field(
-        default=50, ge=0, description="times a run may be handed over, or lose its worker, in all"
+        default=50, ge=0, description="times a run may be handed over, or lose its worker as a likely cause, in all"
     )
     lost_worker_limit: int = Field(
         default=3,

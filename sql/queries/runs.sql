@@ -122,14 +122,14 @@ select
                             where b.id = r.base_language_id and b.running >= b.max_running)
                     offset 0)) as more,
     c.id, c.custom_model_id, c.organization_id, c.base_language_id, c.attempt,
-    c.failures, c.hand_overs, c.inputs, c.wanted_parameters, c.ran_s, c.waited_s, c.created_at, c.requested_at,
+    c.failures, c.hand_overs, c.bystander_losses, c.inputs, c.wanted_parameters, c.ran_s, c.waited_s, c.created_at, c.requested_at,
     c.traceparent, c.cancel_requested_at is not null as cancel_requested
 from (select) as one left join claimed c on true
 
 -- name: claims_of
 -- The runs that a claim with these transition ids took, when its answer was lost on the wire.
 select false as more, r.id, r.custom_model_id, r.organization_id, r.base_language_id, r.attempt,
-    r.failures, r.hand_overs, r.inputs, r.wanted_parameters, r.ran_s, r.waited_s, r.created_at, r.requested_at,
+    r.failures, r.hand_overs, r.bystander_losses, r.inputs, r.wanted_parameters, r.ran_s, r.waited_s, r.created_at, r.requested_at,
     r.traceparent, r.cancel_requested_at is not null as cancel_requested
 from run_transitions t
 join training_runs r on r.id = t.run_id and r.sequence = t.sequence and r.status = 3
@@ -239,7 +239,7 @@ with wanted as materialized (
         failure_code text, failure_reason text, failure_detail text, delay_s double precision, waits_s double precision, failed boolean,
         handed_over boolean, figures jsonb, gate text, data_report jsonb, report_address text,
         version_address text, version_sha256 text, version_figures jsonb, max_wait_s double precision,
-        worker_losses integer, lost_in_phase text, lost_at_steps integer)
+        bystander boolean, worker_losses integer, lost_in_phase text, lost_at_steps integer)
 ), organization as materialized (
     select o.id
     from organizations o
@@ -278,6 +278,7 @@ with wanted as materialized (
         sequence = r.sequence + 1,
         failures = r.failures + coalesce(d.failed, false)::int,
         hand_overs = r.hand_overs + coalesce(d.handed_over, false)::int,
+        bystander_losses = r.bystander_losses + coalesce(d.bystander, false)::int,
         worker_losses = coalesce(d.worker_losses, r.worker_losses),
         lost_in_phase = coalesce(d.lost_in_phase, r.lost_in_phase),
         lost_at_steps = coalesce(d.lost_at_steps, r.lost_at_steps),

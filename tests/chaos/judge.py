@@ -64,6 +64,7 @@ async def judge(field: Field, waited_for: Sequence[Any]) -> Verdict:
         "cancelled": sum(row["status"] == 1 for row in rows),
         "failed": sum(row["status"] == 5 for row in rows),
         "steps_witnessed": sum(line["what"] == "start" for line in lines),
+        "bystander_losses": sum(row["bystander_losses"] for row in rows),
         "most_lost_workers_at_one_point": max((row["worker_losses"] for row in rows), default=0),
         "failures_by_class": dict(Counter(row["failure_class"] for row in rows if row["status"] == 5)),
     }
@@ -189,11 +190,15 @@ async def _charged(field: Field, runs: dict[Any, Any], verdict: Verdict) -> None
         row = runs[move["run_id"]]
         if row["status"] == 1:
             continue  # the cancel's own reason stands in the place of what ended the last attempt
-        if row["hand_overs"] != move["moved"] or row["failures"] > move["ended"] - move["moved"]:
+        if (
+            row["hand_overs"] + row["bystander_losses"] != move["moved"]
+            or row["failures"] > move["ended"] - move["moved"]
+        ):
             verdict.harm(
                 "unexplained",
                 f"run {row['id']} was moved {move['moved']} times in {move['ended']} attempts that ended, and has"
-                f" {row['hand_overs']} hand-overs and {row['failures']} failures",
+                f" {row['hand_overs']} hand-overs, {row['bystander_losses']} losses beside others and"
+                f" {row['failures']} failures",
             )
 
 

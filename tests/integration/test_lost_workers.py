@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.store_support import Stage, stage_at, success
 from worker.clock import Clock
+from worker.domain.outcome import HandedOver
 from worker.domain.run import Checkpoint, Progress
 from worker.metrics import Metrics
 from worker.services.rescuer import Rescuer
@@ -43,10 +44,10 @@ async def with_checkpoint(stage: Stage, run: ClaimedRun, steps: int) -> None:
     await stage.runs.register_checkpoint(run.fence, checkpoint)
 
 
-async def standing(stage: Stage, run_id: uuid.UUID) -> tuple[int, int, int]:
-    """Failures, hand-overs and lost workers of a run."""
+async def standing(stage: Stage, run_id: uuid.UUID) -> tuple[int, int, int, int]:
+    """Failures, hand-overs, and workers that a run lost as a bystander and, at one point, as a suspect."""
     row = await stage.row(run_id)
-    return row["failures"], row["hand_overs"], row["worker_losses"]
+    return row["failures"], row["hand_overs"], row["bystander_losses"], row["worker_losses"]
 
 
 async def claimed_by(stage: Stage, worker: str, slots: int) -> dict[uuid.UUID, ClaimedRun]:
@@ -67,7 +68,7 @@ async def test_run_that_stops_its_worker_while_loading_is_ended_after_three_and_
     row = await stage.row(poison)
     assert (row["status"], row["attempt"], row["failure_class"]) == (5, 3, "lost_worker")
     assert row["failure_code"] == "lost_worker_repeatedly"
-    assert [await standing(stage, victim) for victim in victims] == [(0, 3, 0)] * 2
+    assert [await standing(stage, victim) for victim in victims] == [(0, 0, 3, 0)] * 2
     reasons = [row["reason_code"] for row in await stage.runs.transitions(poison)]
     assert reasons[2::2] == ["lease_expired", "lease_expired", "lost_worker_repeatedly"]
     claimed = await claimed_by(stage, "w4", 3)
@@ -100,7 +101,7 @@ async def test_machines_that_die_end_no_run_that_writes_a_checkpoint_or_reaches_
             await with_checkpoint(stage, run, steps)
         stage.clock.advance(LEASE_S + 1)
         await rescuer_of(stage).sweep()
-        assert await standing(stage, run_id) == (0, attempt, 1)
+        assert await standing(stage, run_id) == (0, attempt, 0, 1)
     assert (await stage.row(run_id))["status"] == 2
 
 
@@ -123,7 +124,7 @@ async def test_host_whose_eight_runs_die_with_it_fails_none_of_them(stage: Stage
             await in_phase(stage, run, "train")
         stage.clock.advance(LEASE_S + 1)
         await rescuer_of(stage).sweep()
-    assert [await standing(stage, run) for run in runs] == [(0, 4, 4)] * 8
+    assert [await standing(stage, run) for run in runs] == [(0, 4, 0, 4)] * 8
     assert {(await stage.row(run))["status"] for run in runs} == {2}
 
 
@@ -137,8 +138,8 @@ async def test_runs_of_a_worker_are_judged_together_however_late_each_was_claime
     assert await stage.runs.orphans(10) == []
     stage.clock.advance(6)
     await rescuer_of(stage).sweep()
-    assert await standing(stage, victim.id) == (0, 1, 0)
-    assert await standing(stage, poison.id) == (0, 1, 1)
+    assert await standing(stage, victim.id) == (0, 0, 1, 0)
+    assert await standing(stage, poison.id) == (0, 1, 0, 1)
 
 
 async def test_a_run_that_a_living_worker_lost_alone_is_rescued_while_the_worker_goes_on(stage: Stage) -> None:
@@ -154,7 +155,7 @@ async def test_a_run_that_a_living_worker_lost_alone_is_rescued_while_the_worker
     assert orphan.fence == forgotten.fence
     await rescuer_of(stage).sweep()
     assert (await stage.row(kept.id))["status"] == 3
-    assert await standing(stage, forgotten.id) == (0, 1, 1)
+    assert await standing(stage, forgotten.id) == (0, 1, 0, 1)
 
 
 async def test_a_batch_never_parts_the_runs_of_a_worker(stage: Stage) -> None:
@@ -177,24 +178,31 @@ async def test_two_rescuers_at_once_count_a_loss_once_and_agree_on_the_suspect(s
         stage.clock.advance(LEASE_S + 1)
         moved = await asyncio.gather(*(rescuer_of(stage).sweep() for _ in range(4)))
         assert sum(moved) == 2
-        assert await standing(stage, victim) == (0, 1, 0)
-        assert await standing(stage, poison) == (0, 1, 1)
+        assert await standing(stage, victim) == (0, 0, 1, 0)
+        assert await standing(stage, poison) == (0, 1, 0, 1)
         for run in (poison, victim):
             await stage.runs.settle(stage.runs.moves.cancel_queued(claimed[run].fence))
 
 
-async def test_a_run_may_be_moved_no_more_often_than_its_limit_as_a_bystander_too(database_url: str) -> None:
+async def test_only_its_running_time_bounds_how_many_workers_a_bystander_may_lose(database_url: str) -> None:
+    """A count would let one customer's runs end another's."""
     async with stage_at(database_url, limits=Limits(failures=1, hand_overs=2)) as stage:
         victim = await stage.queued()
-        for attempt in (1, 2, 3):
+        for attempt in range(1, 7):
             poison = await stage.queued()
             claimed = await claimed_by(stage, f"w{attempt}", 2)
             await in_phase(stage, claimed[victim], "train")
+            assert claimed[victim].waits == 0
             stage.clock.advance(LEASE_S + 1)
             await rescuer_of(stage).sweep()
             await stage.runs.settle(stage.runs.moves.cancel_queued(claimed[poison].fence))
+        assert await standing(stage, victim) == (0, 0, 6, 0)
         row = await stage.row(victim)
-        assert (row["status"], row["failure_code"]) == (5, "too_many_hand_overs")
+        assert row["status"] == 2
+        assert row["ran_s"] >= 6 * LEASE_S
+        [run] = await stage.claim("w9", 1, LEASE_S)
+        await stage.settled(run, HandedOver())
+        assert (await stage.row(victim))["status"] == 2, "and its hand-overs are still all there"
 
 
 async def test_rescues_are_counted_by_what_became_of_the_run(stage: Stage) -> None:

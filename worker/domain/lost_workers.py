@@ -9,7 +9,7 @@ did it, or whether it was any: hosts lose power, too. What is known is where eac
   got further in between (another phase, a later checkpoint) starts again at none: it has shown that it can pass.
 
 The runs with the strongest evidence are the *suspects*: the loss is counted for them. All others are *bystanders*: they
-go back to the queue as after a hand-over. Where one suspect is left and it has lost ``WORKER_LOST_WORKER_LIMIT``
+go back to the queue, charged nothing. Where one suspect is left and it has lost ``WORKER_LOST_WORKER_LIMIT``
 workers in a row at one point, the run is ended. Where several are equally suspect it takes ``SHARED`` times as many,
 since an innocent run may be among them; pauses of different lengths separate them before that.
 

@@ -73,8 +73,7 @@ class Moves:
             case Succeeded():
                 to, fields = TrainingStatus.SUCCESS, _success_fields(outcome)
             case Failed():
-                waits = run.attempt - 1 - run.failures - run.hand_overs
-                to, fields = self._after_failure(run.failures, outcome, waits)
+                to, fields = self._after_failure(run.failures, outcome, run.waits)
             case HandedOver() if run.hand_overs + 1 > self._limits.hand_overs:
                 to, fields = self._after_failure(run.failures, _TOO_MANY_HAND_OVERS)
             case HandedOver():
@@ -110,15 +109,19 @@ class Moves:
             fields |= self._counted(orphan, losses, suspects)
             if is_ended(losses, len(suspects), self._limits.lost_workers):
                 to, fields = TrainingStatus.FAILED, fields | _lost_repeatedly(orphan, losses)
-        if to is TrainingStatus.READY_TO_RUN and orphan.hand_overs + 1 > self._limits.hand_overs:
-            to, fields = self._after_failure(orphan.failures, _TOO_MANY_HAND_OVERS)
+            elif orphan.hand_overs + 1 > self._limits.hand_overs:
+                to, fields = self._after_failure(orphan.failures, _TOO_MANY_HAND_OVERS)
         return Move(orphan.fence, TrainingStatus.RUNNING, to, uuid4(), fields | {"only_if_lease_dead": True})
 
     def _lost(self, orphan: Orphan, suspects: int) -> dict[str, Any]:
-        """A bystander's fields: back to the queue at once, counted as a hand-over, so that it cannot go on for ever."""
+        """A bystander's fields: back to the queue at once.
+
+        No number of these ends it, or others' runs could. Its running time does (``Limits.run_s``): each loss has
+        taken a lease of it.
+        """
         return {
             "reason_code": "bystander_of_lost_worker",
-            "handed_over": True,
+            "bystander": True,
             "max_wait_s": self._limits.wait_s,
             "failure_class": FailureClass.LOST_WORKER.value,
             "failure_code": "bystander_of_lost_worker",
@@ -133,6 +136,8 @@ class Moves:
         return {
             "reason_code": "lease_expired",
             "failure_code": "lease_expired",
+            "bystander": False,
+            "handed_over": True,
             "worker_losses": losses,
             "lost_in_phase": orphan.phase,
             "lost_at_steps": orphan.steps_done,

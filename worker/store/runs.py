@@ -359,4 +359,5 @@ def _run(row: Record) -> ClaimedRun:
         requested_at=row["requested_at"],
         traceparent=row["traceparent"],
         cancel_requested=row["cancel_requested"],
+        bystander_losses=row["bystander_losses"],
     )

@@ -63,8 +63,7 @@ def test_bystanders_go_back_at_once_and_are_charged_nothing():
     bystander, suspect = orphan("train"), orphan("load")
     to_bystander, to_suspect = moves().of_lost_worker([bystander, suspect])
     assert (to_bystander.to_status, role(to_bystander)) == (2, "bystander_of_lost_worker")
-    assert not {"failed", "worker_losses", "delay_s"} & set(to_bystander.fields)
-    assert to_bystander.fields["handed_over"]
+    assert not {"failed", "handed_over", "worker_losses", "delay_s"} & set(to_bystander.fields)
     assert (to_suspect.to_status, role(to_suspect)) == (2, "lease_expired")
     assert (to_suspect.fields["worker_losses"], to_suspect.fields["lost_in_phase"]) == (1, "load")
     assert "failed" not in to_suspect.fields
@@ -92,12 +91,15 @@ def test_equal_suspects_take_several_times_as_many_lost_workers_and_come_back_on
     assert again == [again[0], 2 * again[0], 3 * again[0]]
 
 
-@pytest.mark.parametrize("others", [[], ["load"]])
-def test_being_moved_is_bounded_for_suspects_and_bystanders(others: list[str]):
-    run = orphan("train", hand_overs=50, failures=2)
-    [move, *_] = moves().of_lost_worker([run, *map(orphan, others)])
+def test_a_suspect_may_be_moved_no_more_often_than_a_hand_over():
+    [move] = moves().of_lost_worker([orphan("train", hand_overs=50, failures=2)])
     assert (move.to_status, role(move)) == (5, "too_many_hand_overs")
     assert move.fields["only_if_lease_dead"]
+
+
+def test_no_number_of_workers_lost_by_others_ends_a_bystander():
+    [move, _] = moves().of_lost_worker([orphan("train", hand_overs=50, failures=2), orphan("load")])
+    assert (move.to_status, role(move)) == (2, "bystander_of_lost_worker")
 
 
 def test_a_limit_is_a_limit_for_one_suspect_and_several():
