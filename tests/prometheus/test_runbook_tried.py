@@ -316,7 +316,7 @@ async def test_a_run_that_stops_its_workers(world: World, prometheus: Prometheus
             await until(lambda: nobody_runs(world), "the run is rescued")
             await world.hurry()
     await fires(prometheus, "TrainingRunStopsWorkers", "TrainingWorkersLost")
-    assert "lost_worker_repeatedly" in world.command("runs", "--status", "5").stdout  # look
+    assert "lost_worker_repeatedly" in world.command("runs", "--status", "5", "--json").stdout  # look
     assert rescuer.said("rescued", reason="lost_worker_repeatedly")
     await ends(prometheus, "TrainingRunStopsWorkers", "TrainingWorkersLost", patience_s=90)
 
