@@ -162,7 +162,12 @@ with told as materialized (
         select from training_runs r where r.id = p.id and r.attempt = p.attempt and r.status = 3 for update) r
 )
 update training_runs r
-set phase = p.phase, percent = p.percent, eta_s = p.eta_s, live = p.live, progress_at = db_now()
+set phase = p.phase, percent = p.percent, eta_s = p.eta_s, live = p.live, progress_at = db_now(),
+    -- It got past the phase in which it lost workers: those do not count any more, also where it comes there again.
+    worker_losses = case
+        when array_position(array['load', 'prepare', 'train', 'evaluate', 'publish'], p.phase)
+            > array_position(array['load', 'prepare', 'train', 'evaluate', 'publish'], r.lost_in_phase) then 0
+        else r.worker_losses end
 from told p
 where r.id = p.id
 

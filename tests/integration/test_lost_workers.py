@@ -105,6 +105,33 @@ async def test_machines_that_die_end_no_run_that_writes_a_checkpoint_or_reaches_
     assert (await stage.row(run_id))["status"] == 2
 
 
+async def test_losses_in_a_phase_that_the_run_has_passed_since_count_no_more(stage: Stage) -> None:
+    """Every attempt begins with load: also one that comes after the run had trained."""
+    run_id = await stage.queued()
+    for attempt, reached in enumerate(["load", "load", "train", "load", "load"], 1):
+        run = (await claimed_by(stage, f"w{attempt}", 1))[run_id]
+        await in_phase(stage, run, reached)
+        if reached == "train":
+            await stage.settled(run, HandedOver())
+            continue
+        stage.clock.advance(LEASE_S + 1)
+        await rescuer_of(stage).sweep()
+    assert await standing(stage, run_id) == (0, 5, 0, 2)
+    assert (await stage.row(run_id))["status"] == 2
+
+
+async def test_losses_in_a_phase_are_not_forgotten_on_the_way_back_to_it(stage: Stage) -> None:
+    run_id = await stage.queued()
+    for attempt in (1, 2, 3):
+        run = (await claimed_by(stage, f"w{attempt}", 1))[run_id]
+        for phase in ("load", "prepare", "train"):
+            await in_phase(stage, run, phase)
+        stage.clock.advance(LEASE_S + 1)
+        await rescuer_of(stage).sweep()
+    row = await stage.row(run_id)
+    assert (row["status"], row["failure_code"], row["lost_in_phase"]) == (5, "lost_worker_repeatedly", "train")
+
+
 async def test_checkpoint_of_no_more_steps_than_before_is_no_progress(stage: Stage) -> None:
     run_id = await stage.queued()
     for attempt in (1, 2, 3):
