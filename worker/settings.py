@@ -118,7 +118,8 @@ class Settings(BaseSettings):
         default=60,
         ge=0,
         description="the worker ends itself, with its stack in the log, when its event loop has stood still for so "
-        "long (and at least for a lease); time in which the process is stopped does not count; 0: never",
+        "long (and at least for a lease); time in which the process is stopped or gets no processor does not count; "
+        "0: never",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -36,7 +36,7 @@ class ApiSettings(BaseSettings):
         default=30,
         ge=0,
         description="an API process ends itself, with its stack in the log, when its event loop has stood still for so "
-        "long; time in which the process is stopped does not count; 0: never",
+        "long; time in which the process is stopped or gets no processor does not count; 0: never",
     )
     api_database_connections: int = Field(default=8, ge=2, description="database connections of an API process")
     api_allowed_origins: str = Field(
