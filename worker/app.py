@@ -21,6 +21,7 @@ from worker.health import HealthServer
 from worker.intake.consumer import Intake
 from worker.intake.dead_letters import count as count_dead_letters
 from worker.intake.topology import declare
+from worker.loop_guard import LoopGuard
 from worker.metrics import Metrics
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.heartbeat import Heartbeat, ProgressWriter
@@ -28,6 +29,7 @@ from worker.pipeline.parts import Parts, Timing
 from worker.pipeline.patience import until_answered
 from worker.pipeline.runner import Runner, Story, train_and_publish
 from worker.placement import launcher_of
+from worker.service_manager import ServiceManager
 from worker.services.dispatcher import Dispatcher
 from worker.services.janitor import Janitor, Retention
 from worker.services.relay import Relay
@@ -74,6 +76,10 @@ class App:
         self.worker_id: Final = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.metrics: Final = Metrics()
         self._tracing = open_tracing(settings.traces_url, "speech-training-worker")
+        self._manager = ServiceManager()
+        # A shorter freeze costs no lease: ending the worker for it would harm runs that it can still save.
+        limit_s = settings.frozen_limit_s and max(settings.frozen_limit_s, settings.lease_s)
+        self._guard = LoopGuard(limit_s, self._manager)
         self._stop = asyncio.Event()
         self._cut_short = asyncio.Event()
         # The relay ends last: hand-overs have something to tell.
@@ -81,7 +87,13 @@ class App:
         self._failed: BaseException | None = None
         clock = self._clock = Clock(random=random.SystemRandom().random)
         dsn = settings.database_url.get_secret_value()
-        limits = Limits(settings.failure_limit, settings.hand_over_limit, settings.wait_limit_s, settings.run_limit_s)
+        limits = Limits(
+            failures=settings.failure_limit,
+            hand_overs=settings.hand_over_limit,
+            wait_s=settings.wait_limit_s,
+            run_s=settings.run_limit_s,
+            lost_workers=settings.lost_worker_limit,
+        )
         self._database = Database(dsn, size=settings.database_connections, name="training-worker")
         # The heartbeat shares its connection with nobody: no slow statement can make a lease run out.
         # Given up early enough to ask again on a new one, and its road back to the pool may take as long.
@@ -154,6 +166,10 @@ class App:
 
     async def run(self) -> int:
         """Work until SIGTERM, a drain, or something that cannot be mended; the exit code."""
+        async with self._guard:
+            return await self._run()
+
+    async def _run(self) -> int:
         self._listen_to_signals()
         if not await self._started_before_stop():
             return 0
@@ -201,6 +217,7 @@ class App:
 
     async def _start(self) -> None:
         dsn = self._settings.database_url.get_secret_value()
+        self._manager.waiting("the database")
         await until_answered(lambda: check_schema(dsn), self._clock, what="check schema")
         await until_answered(
             lambda: self._workers.sign_on(
@@ -210,6 +227,7 @@ class App:
             what="sign on",
         )
         port = await self._health.open()
+        self._manager.started()
         _log.info(
             "worker started",
             worker=self.worker_id,
@@ -289,6 +307,7 @@ class App:
     async def _wind_down(self, services: list[asyncio.Task[None]]) -> None:
         """Hand runs over while leases are still renewed; tell what there is to tell; sign off."""
         _log.info("stopping", under_way=len(self._heartbeat.attempts))
+        self._manager.stopping()
         await self._dispatcher.wind_down(self._settings.grace_s, self._cut_short)
         await self._launcher.close()
         self._stop_relay.set()

@@ -16,6 +16,8 @@ OUTCOMES = ("succeeded", "failed", "handed_over", "cancelled", "lost")
 """How an attempt ends, by ``worker.domain.outcome``."""
 RENEWALS = ("answered", "late", "unanswered", "lost")
 """``late``: answered, but trainers were paused meanwhile. ``lost``: the run is another attempt's."""
+RESCUES = ("lease_expired", "bystander_of_lost_worker", "lost_worker_repeatedly", "too_many_hand_overs")
+"""``lease_expired``: the run is a suspect. The last two end it."""
 
 _PHASE_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 43_200)
 _START_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 1800, 7200)
@@ -125,7 +127,9 @@ class Metrics:
         self.failures = Counter("training_failures", "Failed attempts by class", ["failure_class"], registry=own)
         self.gates = Counter("training_gates", "Successful runs by the gate's answer", ["gate"], registry=own)
         self.lost_runs = Counter("training_lost_runs", "Runs that another attempt took from this worker", registry=own)
-        self.rescued = Counter("training_rescued_runs", "Dead leases this worker rescued", registry=own)
+        self.rescued = Counter(
+            "training_rescued_runs", "Dead leases this worker rescued, by the move's reason", ["reason"], registry=own
+        )
         self.wer = Histogram(
             "training_word_error_rate",
             "Word error rate (fraction) on a run's own test set, before (base) and after (custom);"
@@ -204,6 +208,7 @@ class Metrics:
             (self.oldest_waiting_s, CAUSES),
             (self.attempts, OUTCOMES),
             (self.renewals, RENEWALS),
+            (self.rescued, RESCUES),
             (self.messages, ("accepted", "duplicate")),
             (self.files, ("accepted", "rejected")),
             (self.rejected_files, (*REASONS, "other")),

@@ -96,7 +96,15 @@ class Settings(BaseSettings):
     stall_s: float = Field(default=900, gt=0, description="a step without progress for so long is ended as stalled")
     grace_s: float = Field(default=120, gt=0, description="time for a hand-over at shutdown")
     failure_limit: int = Field(default=3, ge=1, description="failures a run may have in all")
-    hand_over_limit: int = Field(default=50, ge=0, description="times a run may be handed over in all")
+    hand_over_limit: int = Field(
+        default=50, ge=0, description="times a run may be handed over, or lose its worker as a likely cause, in all"
+    )
+    lost_worker_limit: int = Field(
+        default=3,
+        ge=1,
+        description="a run is ended when it has lost so many workers in a row at the same point (phase and checkpoint) "
+        "and no other run of theirs is as likely to be the cause",
+    )
     wait_limit_s: float = Field(
         default=7 * 86_400,
         gt=0,
@@ -105,6 +113,14 @@ class Settings(BaseSettings):
     run_limit_s: float = Field(default=86_400, gt=0, description="longest running time over all attempts")
     minimum_audio_s: float = Field(default=60, ge=0, description="least usable audio a run needs")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints an attempt keeps")
+
+    frozen_limit_s: float = Field(
+        default=60,
+        ge=0,
+        description="the worker ends itself, with its stack in the log, when its event loop has stood still for so "
+        "long (and at least for a lease); time in which the process is stopped or gets no processor does not count; "
+        "0: never",
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level logged"

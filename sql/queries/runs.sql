@@ -122,14 +122,14 @@ select
                             where b.id = r.base_language_id and b.running >= b.max_running)
                     offset 0)) as more,
     c.id, c.custom_model_id, c.organization_id, c.base_language_id, c.attempt,
-    c.failures, c.hand_overs, c.inputs, c.wanted_parameters, c.ran_s, c.waited_s, c.created_at, c.requested_at,
+    c.failures, c.hand_overs, c.bystander_losses, c.inputs, c.wanted_parameters, c.ran_s, c.waited_s, c.created_at, c.requested_at,
     c.traceparent, c.cancel_requested_at is not null as cancel_requested
 from (select) as one left join claimed c on true
 
 -- name: claims_of
 -- The runs that a claim with these transition ids took, when its answer was lost on the wire.
 select false as more, r.id, r.custom_model_id, r.organization_id, r.base_language_id, r.attempt,
-    r.failures, r.hand_overs, r.inputs, r.wanted_parameters, r.ran_s, r.waited_s, r.created_at, r.requested_at,
+    r.failures, r.hand_overs, r.bystander_losses, r.inputs, r.wanted_parameters, r.ran_s, r.waited_s, r.created_at, r.requested_at,
     r.traceparent, r.cancel_requested_at is not null as cancel_requested
 from run_transitions t
 join training_runs r on r.id = t.run_id and r.sequence = t.sequence and r.status = 3
@@ -162,7 +162,12 @@ with told as materialized (
         select from training_runs r where r.id = p.id and r.attempt = p.attempt and r.status = 3 for update) r
 )
 update training_runs r
-set phase = p.phase, percent = p.percent, eta_s = p.eta_s, live = p.live, progress_at = db_now()
+set phase = p.phase, percent = p.percent, eta_s = p.eta_s, live = p.live, progress_at = db_now(),
+    -- It got past the phase in which it lost workers: those do not count any more, also where it comes there again.
+    worker_losses = case
+        when array_position(array['load', 'prepare', 'train', 'evaluate', 'publish'], p.phase)
+            > array_position(array['load', 'prepare', 'train', 'evaluate', 'publish'], r.lost_in_phase) then 0
+        else r.worker_losses end
 from told p
 where r.id = p.id
 
@@ -238,7 +243,8 @@ with wanted as materialized (
         transition_id uuid, only_if_lease_dead boolean, only_if_overdue boolean, reason_code text, failure_class text,
         failure_code text, failure_reason text, failure_detail text, delay_s double precision, waits_s double precision, failed boolean,
         handed_over boolean, figures jsonb, gate text, data_report jsonb, report_address text,
-        version_address text, version_sha256 text, version_figures jsonb, max_wait_s double precision)
+        version_address text, version_sha256 text, version_figures jsonb, max_wait_s double precision,
+        bystander boolean, worker_losses integer, lost_in_phase text, lost_at_steps integer)
 ), organization as materialized (
     select o.id
     from organizations o
@@ -277,6 +283,10 @@ with wanted as materialized (
         sequence = r.sequence + 1,
         failures = r.failures + coalesce(d.failed, false)::int,
         hand_overs = r.hand_overs + coalesce(d.handed_over, false)::int,
+        bystander_losses = r.bystander_losses + coalesce(d.bystander, false)::int,
+        worker_losses = coalesce(d.worker_losses, r.worker_losses),
+        lost_in_phase = coalesce(d.lost_in_phase, r.lost_in_phase),
+        lost_at_steps = coalesce(d.lost_at_steps, r.lost_at_steps),
         ran_s = r.ran_s + case when d.from_status = 3
             then greatest(0, extract(epoch from db_now() - r.claimed_at)) else 0 end,
         waited_s = r.waited_s + case when d.from_status = 2
@@ -331,13 +341,32 @@ left join moved m on m.id = w.run_id
 left join lateral (select * from run_transitions t where t.id = w.transition_id offset 0) t on true
 
 -- name: orphans
--- Runs whose lease has died, the longest dead first: what rescue works on.
-select r.id, r.attempt, r.failures, r.hand_overs, r.worker_id, r.phase,
+-- Runs whose lease has died, whole workers together, the longest dead first: what rescue works on.
+with owned as (
+    select r.id, r.attempt, r.worker_id, r.lease_expires_at,
+        max(r.lease_expires_at) over (partition by r.worker_id) as last_lease_expires_at
+    from training_runs r
+    where r.status = 3 and r.worker_id is not null
+), dead as (
+    -- The leases of a worker die one after the other, for each counts from its own claim: wait for the last. But not
+    -- for a worker that lives: it has lost this run alone.
+    select o.*, count(*) over (order by o.last_lease_expires_at, o.worker_id) as so_far,
+        dense_rank() over (order by o.last_lease_expires_at, o.worker_id) as place
+    from owned o
+    left join workers w on w.id = o.worker_id
+    where o.lease_expires_at < db_now()
+        and (o.last_lease_expires_at < db_now() or w.seen_at > o.lease_expires_at)
+)
+select r.id, r.attempt, r.failures, r.hand_overs, r.worker_id, coalesce(r.phase, 'load') as phase,
+    coalesce(c.steps_done, 0) as steps_done,
+    case when (r.lost_in_phase, r.lost_at_steps) = (coalesce(r.phase, 'load'), coalesce(c.steps_done, 0))
+        then r.worker_losses else 0 end as losses,
     extract(epoch from db_now() - r.lease_expires_at)::double precision as dead_s
-from training_runs r
-where r.status = 3 and r.worker_id is not null and r.lease_expires_at < db_now()
-order by r.lease_expires_at
-limit $1
+from dead d
+join training_runs r on r.id = d.id
+cross join lateral (select max(k.steps_done) as steps_done from run_checkpoints k where k.run_id = r.id) c
+where d.so_far <= $1 or d.place = 1
+order by d.place, r.lease_expires_at, r.id
 
 -- name: overdue_waiting
 -- Runs that have waited longer than anybody may.

@@ -93,6 +93,18 @@ async def test_a_failed_run_says_why(live, customer):
     assert "Only 3 s of &lt;b&gt;audio" in (await customer.http.get(path + "/report")).text
 
 
+async def test_a_customer_is_told_nothing_about_the_runs_of_others_that_stopped_the_worker(live, customer):
+    _, path = await started(customer)
+    code = "bystander_of_lost_worker"
+    lost = {"failure_class": "lost_worker", "failure_code": code, "failure_reason": "The machine was lost."}
+    await settle(live, await claim(live), 2, reason_code=code, bystander=True, failure_detail="worker w1", **lost)
+    assert (await live.database.fetch("select bystander_losses from training_runs"))[0][0] == 1
+    detail = await customer.http.get(path)
+    assert detail.json()["transitions"][-1]["reason_code"] == detail.json()["failure"]["code"] == "lease_expired"
+    report = await customer.http.get(f"{path}/report")
+    assert "bystander" not in detail.text + report.text
+
+
 async def test_cancel_of_a_queued_run_ends_it_and_of_a_running_one_asks_its_owner(live, customer):
     _, path = await started(customer)
     cancelled = await customer.http.post(path + "/cancel")

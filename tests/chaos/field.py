@@ -41,6 +41,7 @@ SETTINGS: Final = {
     "WORKER_STALL_S": "20",
     "WORKER_FAILURE_LIMIT": "60",
     "WORKER_HAND_OVER_LIMIT": "200",
+    "WORKER_LOST_WORKER_LIMIT": "60",  # workers die every second here: three in a row at one point are nothing
     "WORKER_LOG_LEVEL": "info",
 }
 PLAN: Final = {"steps": 8, "step_s": 0.04, "other_steps": 2, "checkpoint_every": 3}

@@ -55,6 +55,7 @@ async def judge(field: Field, waited_for: Sequence[Any]) -> Verdict:
     _caps(field, lines, verdict)
     await _published(field, runs, verdict)
     await _history(field, runs, verdict)
+    await _charged(field, runs, verdict)
     await _told(field, verdict)
     _workers(field, verdict)
     verdict.facts |= {
@@ -63,6 +64,8 @@ async def judge(field: Field, waited_for: Sequence[Any]) -> Verdict:
         "cancelled": sum(row["status"] == 1 for row in rows),
         "failed": sum(row["status"] == 5 for row in rows),
         "steps_witnessed": sum(line["what"] == "start" for line in lines),
+        "bystander_losses": sum(row["bystander_losses"] for row in rows),
+        "most_lost_workers_at_one_point": max((row["worker_losses"] for row in rows), default=0),
         "failures_by_class": dict(Counter(row["failure_class"] for row in rows if row["status"] == 5)),
     }
     return verdict
@@ -174,6 +177,29 @@ async def _history(field: Field, runs: dict[Any, Any], verdict: Verdict) -> None
             status = move["to_status"]
         if status != runs[run]["status"]:
             verdict.harm("illegal_transitions", f"run {run} stands in {runs[run]['status']}, its history in {status}")
+
+
+async def _charged(field: Field, runs: dict[Any, Any], verdict: Verdict) -> None:
+    """Lost workers and hand-overs are counted as such, each once, and charge nobody a failure."""
+    moves = await field.database.fetch(
+        "select run_id, count(*) filter (where reason_code = any ($1::text[])) as moved, count(*) as ended"
+        " from run_transitions where from_status = 3 group by run_id",
+        ["handed_over", "lease_expired", "bystander_of_lost_worker"],
+    )
+    for move in moves:
+        row = runs[move["run_id"]]
+        if row["status"] == 1:
+            continue  # the cancel's own reason stands in the place of what ended the last attempt
+        if (
+            row["hand_overs"] + row["bystander_losses"] != move["moved"]
+            or row["failures"] > move["ended"] - move["moved"]
+        ):
+            verdict.harm(
+                "unexplained",
+                f"run {row['id']} was moved {move['moved']} times in {move['ended']} attempts that ended, and has"
+                f" {row['hand_overs']} hand-overs, {row['bystander_losses']} losses beside others and"
+                f" {row['failures']} failures",
+            )
 
 
 async def _told(field: Field, verdict: Verdict) -> None:

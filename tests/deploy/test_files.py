@@ -77,6 +77,18 @@ def test_a_worker_gets_more_time_to_end_than_its_hand_over_takes():
     assert float(re.search(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)[1]) >= NEEDED_S
 
 
+def test_systemd_waits_longer_for_a_loop_that_stands_still_than_the_process_does_which_can_say_where():
+    for unit, model, name in (
+        ("speech-training-worker@.service", Settings, "frozen_limit_s"),
+        ("speech-training-api.service", ApiSettings, "api_frozen_limit_s"),
+    ):
+        text = (DEPLOY / "systemd" / unit).read_text(encoding="utf-8")
+        limit_s = model.model_fields[name].default
+        assert "Type=notify" in text, unit
+        assert float(re.search(r"^WatchdogSec=(\d+)", text, re.MULTILINE)[1]) >= 1.5 * limit_s > 0, unit
+    assert Settings.model_fields["frozen_limit_s"].default >= Settings.model_fields["lease_s"].default
+
+
 @pytest.mark.parametrize("folder", ["base", "overlays/production"])
 def test_manifests_fit_kubernetes_own_schemas(folder: str):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from worker.metrics import Metrics
 from worker.services.rescuer import Rescuer
 from worker.store.runs import Limits
 from worker.store.workers import WorkerStore
+
+if TYPE_CHECKING:
+    from worker.domain.moves import Move
 
 LEASE_S = 60.0
 
@@ -50,19 +54,24 @@ async def looked_for_a_lease(rescuer: Rescuer, own: OwnTime) -> bool:
     return seen or await rescuer.look()
 
 
+async def rescues(stage: Stage) -> list[Move]:
+    """What rescue would do now."""
+    return [move for of_one in await stage.runs.orphans(100) for move in stage.runs.moves.of_lost_worker(of_one)]
+
+
 # --- what is an orphan --------------------------------------------------------------------------------------------
 
 
 async def test_expired_lease_is_claimed_by_another_worker_with_the_next_attempt(stage: Stage) -> None:
     run = await stage.running("w1", LEASE_S)
     stage.clock.advance(LEASE_S + 1)
-    [orphan] = await stage.runs.orphans(10)
-    settled = await stage.runs.settle(stage.runs.moves.of_orphan(orphan))
+    [move] = await rescues(stage)
+    settled = await stage.runs.settle(move)
     assert settled is not None
     assert settled.status == 2
     stage.clock.advance(3600)
     [again] = await stage.claim("w2", 1, LEASE_S)
-    assert (again.id, again.attempt, again.failures) == (run.id, 2, 1)
+    assert (again.id, again.attempt, again.failures, again.hand_overs) == (run.id, 2, 0, 1)
     assert await stage.runs.renew("w1", [run.fence], LEASE_S) == {}
 
 
@@ -77,8 +86,7 @@ async def test_run_is_no_orphan_while_its_lease_lives_however_old_it_is(stage: S
 async def test_renewal_between_the_look_and_the_move_saves_the_owner(stage: Stage) -> None:
     run = await stage.running("w1", LEASE_S)
     stage.clock.advance(LEASE_S + 1)
-    [orphan] = await stage.runs.orphans(10)
-    move = stage.runs.moves.of_orphan(orphan)
+    [move] = await rescues(stage)
     await stage.runs.renew("w1", [run.fence], LEASE_S)
     assert await stage.runs.settle(move) is None
     row = await stage.row(run.id)
@@ -89,9 +97,9 @@ async def test_owner_and_two_rescuers_at_once_move_the_run_once(stage: Stage) ->
     for _ in range(10):
         run = await stage.running("w1", LEASE_S)
         stage.clock.advance(LEASE_S + 1)
-        [orphan] = await stage.runs.orphans(10)
         stores = [stage.store(stage.database) for _ in range(3)]
-        moves = [store.moves.of_orphan(orphan) for store in stores[:2]] + [stores[2].moves.after(run, success())]
+        [first], [second] = await rescues(stage), await rescues(stage)
+        moves = [first, second, stores[2].moves.after(run, success())]
         settled = await asyncio.gather(*(store.settle(move) for store, move in zip(stores, moves, strict=True)))
         assert sum(end is not None for end in settled) == 1
         row = await stage.row(run.id)
@@ -104,23 +112,9 @@ async def test_rescue_of_a_run_whose_cancel_was_asked_ends_it(stage: Stage) -> N
     run = await stage.running("w1", LEASE_S)
     await stage.runs.request_cancel(run.id)
     stage.clock.advance(LEASE_S + 1)
-    [orphan] = await stage.runs.orphans(10)
-    await stage.runs.settle(stage.runs.moves.of_orphan(orphan))
+    [move] = await rescues(stage)
+    await stage.runs.settle(move)
     assert await stage.history(run.id) == [(None, 2), (2, 3), (3, 1)]
-
-
-async def test_run_that_keeps_killing_its_worker_is_failed_with_its_own_class(database_url: str) -> None:
-    async with stage_at(database_url, limits=Limits(failures=3)) as stage:
-        run_id = await stage.queued()
-        for attempt in (1, 2, 3):
-            stage.clock.advance(3600)
-            [run] = await stage.claim(f"w{attempt}", 1, LEASE_S)
-            assert run.attempt == attempt
-            stage.clock.advance(LEASE_S + 1)
-            [orphan] = await stage.runs.orphans(10)
-            await stage.runs.settle(stage.runs.moves.of_orphan(orphan))
-        row = await stage.row(run_id)
-        assert (row["status"], row["failure_class"], row["failures"]) == (5, "lost_worker", 3)
 
 
 async def test_orphans_come_in_bounded_batches_the_longest_dead_first(stage: Stage) -> None:
@@ -129,7 +123,7 @@ async def test_orphans_come_in_bounded_batches_the_longest_dead_first(stage: Sta
         expected.append((await stage.running(f"w{n}", LEASE_S)).id)
         stage.clock.advance(1)
     stage.clock.advance(LEASE_S)
-    assert [orphan.fence.run_id for orphan in await stage.runs.orphans(4)] == expected[:4]
+    assert [orphan.fence.run_id for [orphan] in await stage.runs.orphans(4)] == expected[:4]
 
 
 async def test_run_that_waits_too_long_fails_with_class_timeout(database_url: str) -> None:

@@ -197,10 +197,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(target=moves)
     def rescuers_sweep_while_owners_renew(self) -> Any:
         """Two sweeps and every renewal at once: each dead lease is moved once, or renewed, never both."""
-        orphans = self.wait(self.runs.orphans(100))
-        dead = {run for run, p in self.paper.items() if p.status == 3 and p.lease_until < self.now}
+        by_worker = self.wait(self.runs.orphans(100))
+        orphans = [orphan for of_one in by_worker for orphan in of_one]
+        owners_alive = {p.worker for p in self.paper.values() if p.status == 3 and p.lease_until >= self.now}
+        dead = {run for run, p in self.paper.items() if p.status == 3 and p.worker not in owners_alive}
         assert {orphan.fence.run_id for orphan in orphans} == dead
-        wanted = [self.runs.moves.of_orphan(orphan) for orphan in orphans for _ in range(2)]
+        wanted = [move for of_one in by_worker for _ in range(2) for move in self.runs.moves.of_lost_worker(of_one)]
 
         async def together() -> tuple[list[Any], list[dict[Any, bool]]]:
             stores = [RunStore(self.database, LIMITS, lambda: 0.5) for _ in wanted]

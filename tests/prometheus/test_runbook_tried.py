@@ -304,6 +304,27 @@ async def test_runs_that_are_lost_to_others(world: World, prometheus: Prometheus
     await ends(prometheus, "TrainingRunsLost", patience_s=90)
 
 
+async def test_a_run_that_stops_its_workers(world: World, prometheus: Prometheus):
+    rescuer = await world.started(WORKER_SLOTS="0", WORKER_LOST_WORKER_LIMIT="2")
+    scrape(prometheus, rescuer)
+    await until(lambda: prometheus.query("training_rescued_runs_total"), "the rescuer is scraped")
+    runs = [await world.ask(fake={"train": "kills_its_worker"}) for _ in range(4)]
+    for run in runs:
+        while await world.status(run) != 5:
+            worker = await world.started(WORKER_SLOTS="1")
+            await until(lambda worker=worker: not worker.alive, "the run stops its worker")
+            await until(lambda: nobody_runs(world), "the run is rescued")
+            await world.hurry()
+    await fires(prometheus, "TrainingRunStopsWorkers", "TrainingWorkersLost")
+    assert "lost_worker_repeatedly" in world.command("runs", "--status", "5", "--json").stdout  # look
+    assert rescuer.said("rescued", reason="lost_worker_repeatedly")
+    await ends(prometheus, "TrainingRunStopsWorkers", "TrainingWorkersLost", patience_s=90)
+
+
+async def nobody_runs(world: World) -> bool:
+    return not await world.pool.fetchval("select count(*) from training_runs where status = 3")
+
+
 async def taken(world: World) -> bool:
     return await world.pool.fetchval("select count(*) from training_runs where status = 3 and attempt = 2") >= 3
 

@@ -1,6 +1,7 @@
 """The API put together: the only file that knows all its parts."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,6 +29,8 @@ from worker.api.watch import Watcher
 from worker.api.webhooks import Sender
 from worker.data.text_reader import TextReaders
 from worker.errors import DatabaseAway, StorageAway
+from worker.loop_guard import LoopGuard
+from worker.service_manager import ServiceManager
 from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
@@ -209,6 +212,23 @@ _ANSWERS: Final[dict[Any, Any]] = {
 }
 
 
+class _Server(uvicorn.Server):
+    """Tells the service manager when it listens, and when it begins to stop."""
+
+    def __init__(self, config: uvicorn.Config, manager: ServiceManager) -> None:
+        super().__init__(config)
+        self._manager = manager
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._manager.started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._manager.stopping()
+        await super().shutdown(sockets)
+
+
 async def serve(settings: ApiSettings, storage: Storage) -> None:
     """Serve until SIGTERM or SIGINT; requests under way end first.
 
@@ -229,7 +249,9 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
         timeout_graceful_shutdown=30,
         lifespan="on",
     )
+    manager = ServiceManager()
     try:
-        await uvicorn.Server(config).serve()
+        async with LoopGuard(settings.api_frozen_limit_s, manager):
+            await _Server(config, manager).serve()
     finally:
         await asyncio.to_thread(app.state.tracing.close)

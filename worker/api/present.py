@@ -77,7 +77,11 @@ def run(row: Record) -> dict[str, Any]:
     """`Run`."""
     failure = None
     if row["failure_class"] is not None:
-        failure = {"class": row["failure_class"], "code": row["failure_code"], "reason": row["failure_reason"]}
+        failure = {
+            "class": row["failure_class"],
+            "code": shown_code(row["failure_code"]),
+            "reason": row["failure_reason"],
+        }
     return {
         "id": row["id"],
         "custom_model_id": row["custom_model_id"],
@@ -119,8 +123,13 @@ def transition(row: Record) -> dict[str, Any]:
         "to": row["to_status"],
         "attempt": row["attempt"],
         "at": row["at"],
-        "reason_code": row["reason_code"],
+        "reason_code": shown_code(row["reason_code"]),
     }
+
+
+def shown_code(code: str | None) -> str | None:
+    """A reason as its customer reads it: it says nothing about the runs of others."""
+    return "lease_expired" if code == "bystander_of_lost_worker" else code
 
 
 def _number(value: object) -> float | None:

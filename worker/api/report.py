@@ -173,7 +173,7 @@ def _shown(value: object) -> str:
 def _moves(transitions: Sequence[Record]) -> str:
     cells = "".join(
         f"<tr><td>{escape(move['at'].strftime('%Y-%m-%d %H:%M:%S %Z'))}<td>{_STATES[TrainingStatus(move['to_status'])]}"
-        f"<td>attempt {move['attempt']}<td>{escape(move['reason_code'] or '')}"
+        f"<td>attempt {move['attempt']}<td>{escape(present.shown_code(move['reason_code']) or '')}"
         for move in transitions
     )
     return f"<h2>What happened</h2><table>{cells}</table>"

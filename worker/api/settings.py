@@ -32,6 +32,12 @@ class ApiSettings(BaseSettings):
 
     api_host: str = Field(default="127.0.0.1", description="address the API listens on")
     api_port: int = Field(default=8080, ge=0, le=65_535, description="its port; 0 picks a free one")
+    api_frozen_limit_s: float = Field(
+        default=30,
+        ge=0,
+        description="an API process ends itself, with its stack in the log, when its event loop has stood still for so "
+        "long; time in which the process is stopped or gets no processor does not count; 0: never",
+    )
     api_database_connections: int = Field(default=8, ge=2, description="database connections of an API process")
     api_allowed_origins: str = Field(
         default="",

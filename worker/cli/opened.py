@@ -34,7 +34,13 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
     """
     database = Database(settings.database_url.get_secret_value(), size=4, name="training-cli")
     await database.open()
-    limits = Limits(settings.failure_limit, settings.hand_over_limit, settings.wait_limit_s, settings.run_limit_s)
+    limits = Limits(
+        failures=settings.failure_limit,
+        hand_overs=settings.hand_over_limit,
+        wait_s=settings.wait_limit_s,
+        run_s=settings.run_limit_s,
+        lost_workers=settings.lost_worker_limit,
+    )
     try:
         yield Stores(
             database,

@@ -1,15 +1,16 @@
 """Every move out of a status but the claim: what an ending asks of the database. Pure, but for the ids it makes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 from uuid import UUID, uuid4
 
 from schemas.failures import FailureClass
 from schemas.status import TrainingStatus
+from worker.domain.lost_workers import Orphan, is_ended, suspects_of
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Outcome, Succeeded
-from worker.domain.retry import GiveUp, Retry, after_failure
+from worker.domain.retry import GiveUp, Retry, after_failure, pause_s
 from worker.domain.run import ClaimedRun, Fence
 
 
@@ -21,6 +22,8 @@ class Limits:
     hand_overs: int = 50
     wait_s: float = 7 * 86_400.0
     run_s: float = 86_400.0
+    lost_workers: int = 3
+    """In a row at one point, before the only suspect is ended."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,6 @@ class Move:
         } | self.fields
 
 
-@dataclass(frozen=True)
-class Orphan:
-    """A run whose lease has died."""
-
-    fence: Fence
-    failures: int
-    worker_id: str
-    phase: str | None
-    dead_s: float
-
-
 class Moves:
     """Makes moves from endings.
 
@@ -81,17 +73,9 @@ class Moves:
             case Succeeded():
                 to, fields = TrainingStatus.SUCCESS, _success_fields(outcome)
             case Failed():
-                waits = run.attempt - 1 - run.failures - run.hand_overs
-                to, fields = self._after_failure(run.failures, outcome, waits)
+                to, fields = self._after_failure(run.failures, outcome, run.waits)
             case HandedOver() if run.hand_overs + 1 > self._limits.hand_overs:
-                to, fields = self._after_failure(
-                    run.failures,
-                    Failed(
-                        FailureClass.LOST_WORKER,
-                        "too_many_hand_overs",
-                        "The run was moved between machines too often.",
-                    ),
-                )
+                to, fields = self._after_failure(run.failures, _TOO_MANY_HAND_OVERS)
             case HandedOver():
                 to = TrainingStatus.READY_TO_RUN
                 fields = {
@@ -107,16 +91,58 @@ class Moves:
                 assert_never(outcome)
         return Move(run.fence, TrainingStatus.RUNNING, to, uuid4(), fields)
 
-    def of_orphan(self, orphan: Orphan) -> Move:
-        """The move that rescue makes of a dead lease; refused by the database when the owner renewed meanwhile."""
-        lost = Failed(
-            FailureClass.LOST_WORKER,
-            "lease_expired",
-            "The machine that trained the model was lost.",
-            f"worker {orphan.worker_id} had not renewed {orphan.dead_s:.0f} s after the lease, phase {orphan.phase}",
-        )
-        to, fields = self._after_failure(orphan.failures, lost)
+    def of_lost_worker(self, orphans: Sequence[Orphan]) -> list[Move]:
+        """The moves that rescue makes of a lost worker's runs, in the given order.
+
+        Each is refused by the database when the owner renewed meanwhile.
+
+        Args:
+            orphans: all runs that one worker left behind: who is a suspect depends on the others.
+        """
+        suspects = suspects_of(orphans)
+        return [self._of_orphan(orphan, suspects) for orphan in orphans]
+
+    def _of_orphan(self, orphan: Orphan, suspects: Sequence[Orphan]) -> Move:
+        to, fields = TrainingStatus.READY_TO_RUN, self._lost(orphan, len(suspects))
+        if orphan in suspects:
+            losses = orphan.losses + 1
+            fields |= self._counted(orphan, losses, suspects)
+            if is_ended(losses, len(suspects), self._limits.lost_workers):
+                to, fields = TrainingStatus.FAILED, fields | _lost_repeatedly(orphan, losses)
+            elif orphan.hand_overs + 1 > self._limits.hand_overs:
+                to, fields = self._after_failure(orphan.failures, _TOO_MANY_HAND_OVERS)
         return Move(orphan.fence, TrainingStatus.RUNNING, to, uuid4(), fields | {"only_if_lease_dead": True})
+
+    def _lost(self, orphan: Orphan, suspects: int) -> dict[str, Any]:
+        """A bystander's fields: back to the queue at once.
+
+        No number of these ends it, or others' runs could. Its running time does (``Limits.run_s``): each loss has
+        taken a lease of it.
+        """
+        return {
+            "reason_code": "bystander_of_lost_worker",
+            "bystander": True,
+            "max_wait_s": self._limits.wait_s,
+            "failure_class": FailureClass.LOST_WORKER.value,
+            "failure_code": "bystander_of_lost_worker",
+            "failure_reason": "The machine that trained the model was lost.",
+            "failure_detail": f"worker {orphan.worker_id} had not renewed {orphan.dead_s:.0f} s after the lease, "
+            f"phase {orphan.phase}, steps {orphan.steps_done}, suspects {suspects}",
+        }
+
+    def _counted(self, orphan: Orphan, losses: int, suspects: Sequence[Orphan]) -> dict[str, Any]:
+        """What is different for a suspect. After a second loss equal suspects come back one after the other."""
+        turn = 1 + suspects.index(orphan) if losses > 1 else 1
+        return {
+            "reason_code": "lease_expired",
+            "failure_code": "lease_expired",
+            "bystander": False,
+            "handed_over": True,
+            "worker_losses": losses,
+            "lost_in_phase": orphan.phase,
+            "lost_at_steps": orphan.steps_done,
+            "delay_s": turn * pause_s(FailureClass.LOST_WORKER, orphan.losses, self._random),
+        }
 
     def of_overdue(self, fence: Fence, waited_s: float) -> Move:
         """The end of a run that nobody took in time."""
@@ -154,6 +180,23 @@ class Moves:
                 return TrainingStatus.READY_TO_RUN, fields
             case GiveUp():
                 return TrainingStatus.FAILED, fields | {"failed": True}
+
+
+_TOO_MANY_HAND_OVERS: Final = Failed(
+    FailureClass.LOST_WORKER, "too_many_hand_overs", "The run was moved between machines too often."
+)
+
+
+def _lost_repeatedly(orphan: Orphan, losses: int) -> dict[str, Any]:
+    return {
+        "reason_code": "lost_worker_repeatedly",
+        "failure_code": "lost_worker_repeatedly",
+        "failure_reason": f"The training was stopped: {losses} times in a row its machine was lost at the same point.",
+        "failure_detail": f"{losses} workers lost in phase {orphan.phase}, steps {orphan.steps_done}, the last one "
+        f"{orphan.worker_id}; see WORKER_LOST_WORKER_LIMIT",
+        "failed": True,
+        "handed_over": False,
+    }
 
 
 def _success_fields(outcome: Succeeded) -> dict[str, Any]:

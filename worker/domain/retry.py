@@ -77,7 +77,7 @@ RULES: Final = MappingProxyType(
             counts=True,
             first_pause_s=5,
             customer="The machine that trained the model was lost.",
-            operator="A worker died or was cut off without handing over. If one run keeps doing it, look there.",
+            operator="A worker died or was cut off. Counted apart from failures: see `lease_expired` below.",
         ),
         FailureClass.CANCELLED: Rule(
             retry=False,
@@ -130,6 +130,17 @@ def after_failure(
     rule = RULES[failure_class]
     if not rule.retry or (rule.counts and failures + 1 >= limit):
         return GiveUp()
-    before, longest_s = (failures, LONGEST_PAUSE_S) if rule.counts else (waits, LONGEST_WAIT_S)
-    pause_s = min(longest_s, rule.first_pause_s * 2.0 ** min(before, _MOST_DOUBLINGS))
-    return Retry(pause_s * (0.5 + 0.5 * random()), rule.counts)
+    return Retry(pause_s(failure_class, failures if rule.counts else waits, random), rule.counts)
+
+
+def pause_s(failure_class: FailureClass, before: int, random: Callable[[], float]) -> float:
+    """Seconds until the next attempt: doubled each time, with full jitter over the upper half.
+
+    Args:
+        failure_class: what went wrong.
+        before: how often it did so before.
+        random: uniform in [0, 1).
+    """
+    rule = RULES[failure_class]
+    longest_s = LONGEST_PAUSE_S if rule.counts else LONGEST_WAIT_S
+    return min(longest_s, rule.first_pause_s * 2.0 ** min(before, _MOST_DOUBLINGS)) * (0.5 + 0.5 * random())

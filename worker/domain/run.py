@@ -104,6 +104,13 @@ class ClaimedRun:
     requested_at: datetime
     traceparent: str | None
     cancel_requested: bool
+    bystander_losses: int = 0
+    """Workers it has lost while another of their runs was the likelier cause."""
+
+    @property
+    def waits(self) -> int:
+        """Attempts before this one that ended for want of a place, and are charged nowhere."""
+        return self.attempt - 1 - self.failures - self.hand_overs - self.bystander_losses
 
     @property
     def fence(self) -> Fence:

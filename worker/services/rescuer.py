@@ -7,7 +7,9 @@ from typing import Final
 import structlog
 
 from schemas.failures import FailureClass
+from schemas.status import TrainingStatus
 from worker.clock import Clock
+from worker.domain.moves import Move, Settled
 from worker.errors import DatabaseAway, DatabaseRefused
 from worker.metrics import Metrics
 from worker.store.runs import RunStore
@@ -92,7 +94,7 @@ class Rescuer:
         try:
             orphans = await self._runs.orphans(_BATCH)
             overdue = await self._runs.overdue_waiting(_BATCH)
-            moves = [self._runs.moves.of_orphan(orphan) for orphan in orphans]
+            moves = [move for of_one_worker in orphans for move in self._runs.moves.of_lost_worker(of_one_worker)]
             moves += [self._runs.moves.of_overdue(fence, waited_s) for fence, waited_s in overdue]
             settled = await asyncio.gather(*(self._runs.settle(move) for move in moves))
         except (DatabaseAway, DatabaseRefused) as error:
@@ -100,15 +102,21 @@ class Rescuer:
             return 0
         for move, end in zip(moves, settled, strict=True):
             if end is not None:
-                self._metrics.rescued.inc()
-                self._metrics.transitions.labels(end.status.name.lower()).inc()
-                self._metrics.failures.labels(move.fields["failure_class"]).inc()
-                self._metrics.run_ended(end.status, FailureClass(move.fields["failure_class"]))
-                _log.warning(
-                    "rescued",
-                    run=str(move.fence.run_id),
-                    attempt=move.fence.attempt,
-                    to=end.status.name,
-                    reason=move.fields["reason_code"],
-                )
+                self._tell(move, end)
         return sum(end is not None for end in settled)
+
+    def _tell(self, move: Move, end: Settled) -> None:
+        reason, failure_class = move.fields["reason_code"], FailureClass(move.fields["failure_class"])
+        if move.from_status is TrainingStatus.RUNNING:
+            self._metrics.rescued.labels(reason).inc()
+        self._metrics.transitions.labels(end.status.name.lower()).inc()
+        self._metrics.failures.labels(failure_class.value).inc()
+        self._metrics.run_ended(end.status, failure_class)
+        _log.warning(
+            "rescued",
+            run=str(move.fence.run_id),
+            attempt=move.fence.attempt,
+            to=end.status.name,
+            reason=reason,
+            detail=move.fields["failure_detail"],
+        )

@@ -6,7 +6,8 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from schemas.status import TrainingStatus
-from worker.domain.moves import Limits, Move, Moves, Orphan, Settled
+from worker.domain.lost_workers import Orphan
+from worker.domain.moves import Limits, Move, Moves, Settled
 from worker.domain.run import Checkpoint, Claim, ClaimedRun, Fence, Progress, Request, RunInputs
 from worker.errors import RunLost
 from worker.store.batch import Batch
@@ -264,19 +265,28 @@ class RunStore:
             if row["status"] is not None
         }
 
-    async def orphans(self, most: int) -> list[Orphan]:
-        """Runs whose lease has died, the longest dead first."""
-        rows = await self._database.fetch(_Q["orphans"], most)
-        return [
-            Orphan(
-                Fence(row["id"], row["attempt"]),
-                row["failures"],
-                row["worker_id"],
-                row["phase"],
-                row["dead_s"],
+    async def orphans(self, most: int) -> list[list[Orphan]]:
+        """Runs whose lease has died, by the worker that left them, the longest dead first.
+
+        A worker's runs come together, once all of them are dead: which of them the loss is counted for depends on all.
+
+        Args:
+            most: runs in all; the first worker's come even where they are more.
+        """
+        by_worker: dict[str, list[Orphan]] = {}
+        for row in await self._database.fetch(_Q["orphans"], most):
+            orphan = Orphan(
+                fence=Fence(row["id"], row["attempt"]),
+                failures=row["failures"],
+                hand_overs=row["hand_overs"],
+                worker_id=row["worker_id"],
+                phase=row["phase"],
+                steps_done=row["steps_done"],
+                losses=row["losses"],
+                dead_s=row["dead_s"],
             )
-            for row in rows
-        ]
+            by_worker.setdefault(orphan.worker_id, []).append(orphan)
+        return list(by_worker.values())
 
     async def overdue_waiting(self, most: int) -> list[tuple[Fence, float]]:
         """Runs that have waited longer than anybody may, with the seconds waited."""
@@ -349,4 +359,5 @@ def _run(row: Record) -> ClaimedRun:
         requested_at=row["requested_at"],
         traceparent=row["traceparent"],
         cancel_requested=row["cancel_requested"],
+        bystander_losses=row["bystander_losses"],
     )
