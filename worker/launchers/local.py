@@ -17,7 +17,7 @@ from worker.launchers.devices import Devices, HeldDevice
 from worker.launchers.environment import trainer_environment
 from worker.launchers.interface import LauncherUnavailable
 from worker.launchers.local_handle import LocalHandle, Wires
-from worker.launchers.processes import SUPERVISOR_MARK
+from worker.launchers.processes import SUPERVISED, SUPERVISOR_MARK
 from worker.launchers.strays import stop_attempts, sweep_strays
 from worker.launchers.supervisor import now
 
@@ -123,6 +123,7 @@ class LocalLauncher:
             f"memory={self._options.memory_limit_bytes}",
             f"log={self._options.log_limit_bytes}",
             f"nice={self._options.niceness}",
+            f"{SUPERVISED}{spec.run_id}:{spec.attempt}",
         )
         environment = trainer_environment(
             spec,

@@ -27,6 +27,7 @@ import sys
 import time
 from contextlib import suppress
 
+from worker.hardening import allow_inspection, forbid_inspection
 from worker.launchers.bounded_log import BoundedLog
 from worker.launchers.memory import oom_kills, tree_bytes
 from worker.launchers.processes import SUPERVISOR_MARK, descendants, is_dead, is_still
@@ -127,6 +128,7 @@ class Supervisor:
         self._report_end()
 
     def _start(self) -> None:
+        forbid_inspection()  # a trainer that traces us could take itself out of our hands
         _be_woken()
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
@@ -159,6 +161,7 @@ class Supervisor:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != supervisor:  # it died before the line above: nobody would ever tell us
                 os._exit(1)
+            allow_inspection()  # or the files of /proc/self are root's; the program is open again in any case
             _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # a set-uid program could not be killed by us
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold customers' audio
             os.nice(self._options.niceness)  # the worker's heartbeat comes first
