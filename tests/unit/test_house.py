@@ -19,6 +19,8 @@ LEAVES = {
     "worker",
     "worker.concurrency",
     "worker.tracing",
+    "worker.hardening",
+    "worker.confinement",
 }
 DOMAIN = {"worker.domain", "schemas", "sql"}
 PLUMBING = {"worker.launchers", "worker.store", "worker.storage", "worker.broker", "worker.publisher"}
