@@ -105,6 +105,8 @@ class Rules:
     programs: Sequence[Path] = ()
     """Folders and files that may be read and executed."""
     readable: Sequence[Path] = ()
+    listable: Sequence[Path] = ()
+    """Folders whose names may be read, not the files: what Python looks for modules in."""
     writable: Sequence[Path] = ()
     devices: Sequence[Path] = ()
     loopback: bool = False
@@ -152,6 +154,7 @@ def ruleset_of(rules: Rules, found: Means) -> int | None:
         wanted = (
             (rules.programs, read | Fs.EXECUTE),
             (rules.readable, read),
+            (rules.listable, Fs.READ_DIR),
             (rules.writable, whole),
             (rules.devices, read | Fs.WRITE_FILE | Fs.IOCTL_DEV),
         )

@@ -59,7 +59,8 @@ folder = Path({str(tmp_path)!r})
 spy = "import os, json, time, sys; sys.path.insert(0, {str(SPY.parent)!r}); import spy; " \\
       "(open({str(tmp_path / "seen")!r}, 'w')).write(json.dumps(spy.looked(os.getppid()))); time.sleep(100)"
 async def main():
-    launcher = LocalLauncher(LocalOptions(command=(sys.executable, "-c", spy), scratch_root=folder / "scratch"))
+    launcher = LocalLauncher(LocalOptions(command=(sys.executable, "-c", spy), scratch_root=folder / "scratch",
+                                          isolation="none"))
     spec = StepSpec(run_id=UUID({run!r}), attempt=1, step=Step.TRAIN, recipe="x", recipe_version="1", seed=1,
                     output=str(folder))
     handle = await launcher.start(spec, lease_s=100, log=folder / "log")

@@ -27,7 +27,7 @@ import sys
 import time
 from contextlib import suppress
 
-from worker.hardening import allow_inspection, forbid_inspection
+from worker.hardening import allow_inspection, confine, drop_privileges_of_root, forbid_inspection, limit
 from worker.launchers.bounded_log import BoundedLog
 from worker.launchers.memory import oom_kills, tree_bytes
 from worker.launchers.processes import SUPERVISOR_MARK, descendants, is_dead, is_still
@@ -65,6 +65,10 @@ class Options:
         """Bytes; 0 is no limit."""
         self.log_limit = int(values["log"])
         self.niceness = int(values["nice"])
+        self.ruleset = int(values["ruleset"])
+        """Descriptor of the trainer's Landlock rules; -1: none."""
+        self.filter = int(values["filter"])
+        """Descriptor of its seccomp filter; -1: none."""
 
 
 class _SignalEvent(ctypes.Structure):
@@ -145,7 +149,8 @@ class Supervisor:
         self._trainer = os.fork()
         if self._trainer == 0:
             self._become_trainer(supervisor, output_end, errors_end)
-        for descriptor in (output_end, errors_end, self._options.events, self._options.spec):
+        rules = [descriptor for descriptor in (self._options.ruleset, self._options.filter) if descriptor >= 0]
+        for descriptor in (output_end, errors_end, self._options.events, self._options.spec, *rules):
             os.close(descriptor)
         failed = os.read(errors, 16)  # empty as soon as the trainer's program runs
         os.close(errors)
@@ -178,10 +183,26 @@ class Supervisor:
             for target, source in enumerate(moved):
                 os.dup2(source, target)
             environment = {name: value for name, value in os.environ.items() if name != SUPERVISOR_MARK}
+            self._confine()
             os.execvpe(self._command[0], self._command, environment)  # noqa: S606 - the launcher's own command
         except BaseException as error:  # noqa: BLE001 - nothing may return into the supervisor's code
             os.write(errors, str(getattr(error, "errno", None) or 1).encode())
         os._exit(127)
+
+    def _confine(self) -> None:
+        """The last act of ours in the trainer's process: from here on it reaches its own files and processes only."""
+        _, processes = resource.getrlimit(resource.RLIMIT_NPROC)
+        if processes > 1:  # a trainer that forks without end leaves its worker room for supervisors
+            limit(resource.RLIMIT_NPROC, processes // 2)
+        ruleset, program = self._options.ruleset, self._options.filter
+        if ruleset < 0 and program < 0:
+            return
+        drop_privileges_of_root()
+        code = b"" if program < 0 else os.read(program, 1 << 20)
+        for descriptor in (ruleset, program):
+            if descriptor >= 0:
+                fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        confine(ruleset if ruleset >= 0 else None, code)
 
     def _listen(self) -> None:
         for descriptor, _ in self._poller.poll(self._wait_s() * 1000):
