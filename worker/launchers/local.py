@@ -171,7 +171,7 @@ class LocalLauncher:
             OSError: the kernel does not want to: nothing starts without what was promised.
         """
         if not (self.means.files or self.means.seccomp):
-            return Box(None, b"", "")
+            return Box(None, b"", str(self.means))
         if self._programs is None:
             self._programs = program_folders(self._options.command, environment)
         rules = rules_of(
@@ -207,6 +207,7 @@ class LocalLauncher:
             f"nice={self._options.niceness}",
             f"ruleset={-1 if box.ruleset is None else box.ruleset}",
             f"filter={-1 if box.program is None else box.program}",
+            f"isolation={box.told}",
             f"{SUPERVISED}{spec.run_id}:{spec.attempt}",
         )
         try:
