@@ -15,6 +15,7 @@ WorkerError
 │   └── Spoiled          there is one, but its bytes are not those that were stored
 ├── TooLarge          more bytes than the reader or the writer allows
 ├── LauncherUnavailable   no device, or a cluster that does not answer: the run waits, see launchers/interface.py
+├── IsolationUnavailable  trainers must be kept apart, and this host cannot, see confinement.py
 ├── RunLost           another attempt, or a cancel, owns the run now: stop, write nothing more
 └── StepFailed        a recipe's step ended badly, with a class
 """

@@ -36,7 +36,9 @@ def make(scratch: str, **options: Any) -> LocalLauncher:
     command = (sys.executable, "-IS", str(FAKE_TRAINER))
     if "device_locks" in options:
         options["device_locks"] = Path(options["device_locks"])
-    return LocalLauncher(LocalOptions(**{"command": command, "scratch_root": Path(scratch), **options}))
+    # the fake trainer writes its witness and its report beside its output
+    made = {"command": command, "scratch_root": Path(scratch), "writable": [Path(scratch).parent], **options}
+    return LocalLauncher(LocalOptions(**made))
 
 
 def descriptors() -> int:

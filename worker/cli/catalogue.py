@@ -3,8 +3,10 @@
 import argparse
 import asyncio
 import json
+import os
 import re
 import secrets
+import shlex
 import tempfile
 from pathlib import Path
 from uuid import uuid4
@@ -20,6 +22,7 @@ from worker.cli.opened import stores
 from worker.cli.show import complain, rows, said
 from worker.cli.values import parameters
 from worker.errors import DatabaseRefused
+from worker.launchers.environment import private_environment
 from worker.pipeline.importer import import_data as import_files
 from worker.settings import Settings
 
@@ -143,9 +146,15 @@ async def _general_set(settings: Settings, manifest: Path, base: Path, scratch: 
         inputs={"manifest": str(listed), "base": str(base)},
         output=str(output),
     )
-    # Descriptor 3 carries events nobody reads here.
-    program = f"exec {settings.trainer_python} -m worker.trainer 3>/dev/null"
-    process = await asyncio.create_subprocess_shell(program, cwd=_SOURCE, stdin=asyncio.subprocess.PIPE)
+    # Descriptor 3 carries events nobody reads here. It decodes recordings, so it gets no secrets.
+    program = f"exec {shlex.quote(settings.trainer_python)} -m worker.trainer 3>/dev/null"
+    source = os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))
+    process = await asyncio.create_subprocess_shell(
+        program,
+        cwd=_SOURCE,
+        stdin=asyncio.subprocess.PIPE,
+        env=private_environment(scratch) | {"PYTHONPATH": source},
+    )
     await process.communicate(spec.model_dump_json().encode())
     return output / "dataset" if process.returncode == 0 else None
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from worker import __version__
 from worker.cli import catalogue, doctor, keys, letters, runs, serve, transcribe
 from worker.errors import WorkerError
+from worker.hardening import forbid_inspection
 from worker.log import configure_log
 from worker.settings import Settings, read_settings
 
@@ -132,6 +133,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what was typed; the exit code."""
+    forbid_inspection()  # whatever is started by a command runs as the same user, and must not read its secrets
     options = parser().parse_args(arguments)
     try:
         settings = read_settings()

@@ -28,7 +28,12 @@ def private_environment(scratch: Path) -> dict[str, str]:
         scratch: its private folder: home and temporary files, so that nothing in our own home is found by its name.
     """
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    return environment | {"HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
+    return environment | {
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # or a torch.py in the working directory would be imported for the library
+    }
 
 
 def trainer_environment(  # noqa: PLR0913 - everything that decides it

@@ -8,16 +8,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 import worker
 from schemas.steps import Step, StepSpec
+from worker.confinement import ruleset_of, step_filter
 from worker.launchers.devices import Devices, HeldDevice
 from worker.launchers.environment import trainer_environment
 from worker.launchers.interface import LauncherUnavailable
 from worker.launchers.local_handle import LocalHandle, Wires
-from worker.launchers.processes import SUPERVISOR_MARK
+from worker.launchers.processes import SUPERVISED, SUPERVISOR_MARK
+from worker.launchers.step_rules import Isolation, found_means, program_folders, rules_of
 from worker.launchers.strays import stop_attempts, sweep_strays
 from worker.launchers.supervisor import now
 
@@ -29,6 +31,38 @@ _SUPERVISOR: Final = (
     "-c",
     f"import sys; sys.path.insert(0, {_SOURCE_ROOT!r}); from worker.launchers.supervisor import main; main()",
 )
+
+
+class Box:
+    """A step's rules on their way to its process: two descriptors, closed here once passed on.
+
+    Args:
+        ruleset: of Landlock; None: none.
+        program: a seccomp filter; empty: none.
+        told: what they keep apart, for people.
+    """
+
+    def __init__(self, ruleset: int | None, program: bytes, told: str) -> None:
+        self.ruleset, self.program, self.told = ruleset, None if not program else _in_memory(program), told
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those that there are."""
+        return [one for one in (self.ruleset, self.program) if one is not None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+def _in_memory(content: bytes) -> int:
+    descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +88,14 @@ class LocalOptions:
     added_environment: Mapping[str, str] = field(default_factory=dict)
     garbage_limit: int = 100
     """Unreadable event lines borne with before the trainer is ended."""
+    isolation: Isolation = "best_available"
+    """Whether steps reach their own files only, no network and no other process: see ``worker.confinement``."""
+    network: bool = False
+    """Whether steps may use the network."""
+    readable: Sequence[Path] = ()
+    """What every step may read beside its inputs and its programs."""
+    writable: Sequence[Path] = ()
+    """What every step may write beside its own folders."""
 
 
 class LocalLauncher:
@@ -65,6 +107,8 @@ class LocalLauncher:
         self._options = options
         self._devices = Devices(options.device_locks, options.devices)
         self._handles: set[LocalHandle] = set()
+        self._programs: tuple[Path, ...] | None = None
+        self.means = found_means(options.isolation)
 
     async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> LocalHandle:
         """See ``Launcher.start``."""
@@ -78,8 +122,18 @@ class LocalLauncher:
         scratch = self._options.scratch_root / f"{spec.run_id}-{spec.attempt}-{spec.step}"
         try:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = self._spawn(spec, lease_s, log, scratch, held, processes)
-        except OSError as error:
+            environment = trainer_environment(
+                spec,
+                scratch,
+                added=self._options.added_environment,
+                devices=[device.name for device in held],
+                threads=self._options.threads,
+                processes=processes,
+            )
+            box = await asyncio.to_thread(self._box, spec, scratch, environment, processes)
+            with box:
+                handle = self._spawn(spec, lease_s, log, scratch, held, environment, box)
+        except (OSError, subprocess.TimeoutExpired) as error:
             # no process, descriptor, memory or disk to be had: the host's trouble, not the run's
             raise LauncherUnavailable("cannot_fork", str(error)) from error
         finally:
@@ -110,11 +164,39 @@ class LocalLauncher:
         """End every step that still runs."""
         await asyncio.gather(*(handle.kill() for handle in tuple(self._handles)))
 
+    def _box(self, spec: StepSpec, scratch: Path, environment: Mapping[str, str], processes: int) -> Box:
+        """The rules for one step, as descriptors. Blocks.
+
+        Raises:
+            OSError: the kernel does not want to: nothing starts without what was promised.
+        """
+        if not (self.means.files or self.means.seccomp):
+            return Box(None, b"", str(self.means))
+        if self._programs is None:
+            self._programs = program_folders(self._options.command, environment)
+        rules = rules_of(
+            spec,
+            scratch,
+            programs=self._programs,
+            readable=self._options.readable,
+            writable=self._options.writable,
+            network=self._options.network,
+            processes=processes,
+        )
+        return Box(ruleset_of(rules, self.means), step_filter(rules, self.means), str(self.means))
+
     def _spawn(  # noqa: PLR0913 - what `start` has found out
-        self, spec: StepSpec, lease_s: float, log: Path, scratch: Path, held: Sequence[HeldDevice], processes: int
+        self,
+        spec: StepSpec,
+        lease_s: float,
+        log: Path,
+        scratch: Path,
+        held: Sequence[HeldDevice],
+        environment: Mapping[str, str],
+        box: Box,
     ) -> LocalHandle:
         wires = Wires.open(spec, log)
-        passed = [wires.trainer_events, wires.spec, *(device.descriptor for device in held)]
+        passed = [wires.trainer_events, wires.spec, *box.descriptors, *(device.descriptor for device in held)]
         arguments = (
             f"events={wires.trainer_events}",
             f"spec={wires.spec}",
@@ -123,14 +205,10 @@ class LocalLauncher:
             f"memory={self._options.memory_limit_bytes}",
             f"log={self._options.log_limit_bytes}",
             f"nice={self._options.niceness}",
-        )
-        environment = trainer_environment(
-            spec,
-            scratch,
-            added=self._options.added_environment,
-            devices=[device.name for device in held],
-            threads=self._options.threads,
-            processes=processes,
+            f"ruleset={-1 if box.ruleset is None else box.ruleset}",
+            f"filter={-1 if box.program is None else box.program}",
+            f"isolation={box.told}",
+            f"{SUPERVISED}{spec.run_id}:{spec.attempt}",
         )
         try:
             supervisor = subprocess.Popen(  # noqa: S603 - our own program
@@ -139,7 +217,7 @@ class LocalLauncher:
                 stdout=wires.supervisor_status,
                 stderr=wires.log,
                 cwd=scratch,
-                env=environment | {SUPERVISOR_MARK: "1"},
+                env={**environment, SUPERVISOR_MARK: "1"},
                 pass_fds=passed,
                 start_new_session=True,  # a terminal's Ctrl-C is for the worker, who decides
             )

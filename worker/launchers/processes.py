@@ -14,6 +14,10 @@ ATTEMPT_MARK = "TRAINING_ATTEMPT"
 SUPERVISOR_MARK = "TRAINING_SUPERVISOR"
 """Set in a supervisor's own environment, never in its trainer's."""
 
+SUPERVISED = "supervises="
+"""Begins the argument by which a supervisor tells its attempt, ``<run id>:<attempt>``: others cannot read its
+environment."""
+
 _KERNEL_THREAD = 0x00200000
 """``PF_KTHREAD`` of the kernel's ``include/linux/sched.h``."""
 _EXEC_PATIENCE_S = 1.0
@@ -136,6 +140,8 @@ def _environment(process: Process, patience_ends: float) -> dict[bytes, bytes]:
         try:
             with open(f"/proc/{process.pid}/environ", "rb") as file:  # noqa: PTH123 - as above
                 content = file.read()
+        except PermissionError:
+            return _told_by_arguments(process.pid)
         except OSError:
             break
         if content:
@@ -148,3 +154,18 @@ def _environment(process: Process, patience_ends: float) -> dict[bytes, bytes]:
         before = after
         time.sleep(0.001)
     return {}
+
+
+def _told_by_arguments(pid: int) -> dict[bytes, bytes]:
+    """The marks of a supervisor of this user, whose environment is closed to us; empty for anybody else."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123 - as above
+            users = next(line.split()[1:] for line in file if line.startswith(b"Uid:"))
+        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 - as above
+            arguments = file.read().split(b"\0")
+    except (OSError, StopIteration):
+        return {}
+    mark = next((argument for argument in arguments if argument.startswith(SUPERVISED.encode())), b"")
+    if not mark or set(users) != {str(os.geteuid()).encode()}:
+        return {}
+    return {ATTEMPT_MARK.encode(): mark.partition(b"=")[2], SUPERVISOR_MARK.encode(): b"1"}

@@ -27,6 +27,7 @@ import sys
 import time
 from contextlib import suppress
 
+from worker.hardening import allow_inspection, confine, drop_privileges_of_root, forbid_inspection, limit
 from worker.launchers.bounded_log import BoundedLog
 from worker.launchers.memory import oom_kills, tree_bytes
 from worker.launchers.processes import SUPERVISOR_MARK, descendants, is_dead, is_still
@@ -64,6 +65,12 @@ class Options:
         """Bytes; 0 is no limit."""
         self.log_limit = int(values["log"])
         self.niceness = int(values["nice"])
+        self.ruleset = int(values["ruleset"])
+        """Descriptor of the trainer's Landlock rules; -1: none."""
+        self.filter = int(values["filter"])
+        """Descriptor of its seccomp filter; -1: none."""
+        self.isolation = values["isolation"]
+        """What these keep from it, for whoever reads its log."""
 
 
 class _SignalEvent(ctypes.Structure):
@@ -116,6 +123,7 @@ class Supervisor:
 
     def run(self) -> None:
         """From start to the last descendant's end."""
+        self._log.write(f"{self._options.isolation}\n".encode())
         self._start()
         while not self._gone:
             self._listen()
@@ -127,6 +135,7 @@ class Supervisor:
         self._report_end()
 
     def _start(self) -> None:
+        forbid_inspection()  # a trainer that traces us could take itself out of our hands
         _be_woken()
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
@@ -143,7 +152,8 @@ class Supervisor:
         self._trainer = os.fork()
         if self._trainer == 0:
             self._become_trainer(supervisor, output_end, errors_end)
-        for descriptor in (output_end, errors_end, self._options.events, self._options.spec):
+        rules = [descriptor for descriptor in (self._options.ruleset, self._options.filter) if descriptor >= 0]
+        for descriptor in (output_end, errors_end, self._options.events, self._options.spec, *rules):
             os.close(descriptor)
         failed = os.read(errors, 16)  # empty as soon as the trainer's program runs
         os.close(errors)
@@ -159,6 +169,7 @@ class Supervisor:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != supervisor:  # it died before the line above: nobody would ever tell us
                 os._exit(1)
+            allow_inspection()  # or the files of /proc/self are root's; the program is open again in any case
             _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # a set-uid program could not be killed by us
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold customers' audio
             os.nice(self._options.niceness)  # the worker's heartbeat comes first
@@ -175,10 +186,26 @@ class Supervisor:
             for target, source in enumerate(moved):
                 os.dup2(source, target)
             environment = {name: value for name, value in os.environ.items() if name != SUPERVISOR_MARK}
+            self._confine()
             os.execvpe(self._command[0], self._command, environment)  # noqa: S606 - the launcher's own command
         except BaseException as error:  # noqa: BLE001 - nothing may return into the supervisor's code
             os.write(errors, str(getattr(error, "errno", None) or 1).encode())
         os._exit(127)
+
+    def _confine(self) -> None:
+        """The last act of ours in the trainer's process: from here on it reaches its own files and processes only."""
+        _, processes = resource.getrlimit(resource.RLIMIT_NPROC)
+        if processes > 1:  # a trainer that forks without end leaves its worker room for supervisors
+            limit(resource.RLIMIT_NPROC, processes // 2)
+        ruleset, program = self._options.ruleset, self._options.filter
+        if ruleset < 0 and program < 0:
+            return
+        drop_privileges_of_root()
+        code = b"" if program < 0 else os.read(program, 1 << 20)
+        for descriptor in (ruleset, program):
+            if descriptor >= 0:
+                fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        confine(ruleset if ruleset >= 0 else None, code)
 
     def _listen(self) -> None:
         for descriptor, _ in self._poller.poll(self._wait_s() * 1000):

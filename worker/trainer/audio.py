@@ -3,6 +3,7 @@
 Only the wanted seconds are ever in memory: a two-hour recording is read cue by cue.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,13 +50,29 @@ class Recording(Protocol):
 
 @contextmanager
 def opened(path: Path) -> Iterator[Recording]:
-    """Open a recording for reading piece by piece.
+    """Open a recording for reading piece by piece, in this process: for what we recorded ourselves, and for tests.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnreadableAudioError: it cannot be decoded.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with opened_descriptor(descriptor) as recording:
+            yield recording
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def opened_descriptor(descriptor: int) -> Iterator[Recording]:
+    """The same of an open file, which stays open. Its content decides what it is: it has no name here.
 
     Raises:
         UnreadableAudioError: it cannot be decoded.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(descriptor, closefd=False) as file:
             if file.samplerate <= 0 or file.channels <= 0:
                 raise UnreadableAudioError("it has no sound in it")
             if file.channels > _MOST_CHANNELS or file.samplerate > _HIGHEST_RATE:
@@ -63,14 +80,18 @@ def opened(path: Path) -> Iterator[Recording]:
             yield _Sound(file)
     except soundfile.LibsndfileError as error:
         if not _is_unknown_format(error):
-            raise UnreadableAudioError(str(error)) from error
-        unknown = str(error)
+            raise UnreadableAudioError(_plain(error)) from error
     else:
         return
     from worker.trainer.media import opened_media  # noqa: PLC0415 - FFmpeg is loaded for m4a and aac only
 
-    with opened_media(path, unknown) as recording:
+    with opened_media(descriptor) as recording:
         yield recording
+
+
+def _plain(error: soundfile.LibsndfileError) -> str:
+    """What libsndfile says, for a customer: without the name of what was opened."""
+    return str(error.error_string).rstrip(".")
 
 
 def _is_unknown_format(error: soundfile.LibsndfileError) -> bool:

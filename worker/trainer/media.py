@@ -1,33 +1,52 @@
 """The formats that libsndfile does not read (m4a, aac), through FFmpeg."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Final
 
 import av
 import numpy as np
 
 from worker.trainer.audio import SAMPLE_RATE, Samples, UnreadableAudioError
 
+CONTAINERS: Final = ("wav", "w64", "aiff", "caf", "flac", "mp3", "aac", "mp4", "mov", "matroska", "webm", "ogg", "amr")
+"""All that FFmpeg may take a file for: sound, and films for the sake of theirs. None of these leads to other files."""
+CODECS: Final = (
+    *("aac", "aac_latm", "alac", "amrnb", "amrwb", "flac", "mp1float", "mp2", "mp2float", "mp3", "mp3float"),
+    *("ac3", "eac3", "opus", "vorbis", "gsm", "gsm_ms", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "g722"),
+    *("pcm_alaw", "pcm_mulaw", "pcm_u8", "pcm_s8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be"),
+    *("pcm_s32le", "pcm_s32be", "pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be"),
+)
+"""All that FFmpeg may decode: no pictures, though a film has them."""
+
 
 @contextmanager
-def opened_media(path: Path, reason: str) -> Iterator["Media"]:
-    """Open a recording with FFmpeg.
-
-    Args:
-        path: the file.
-        reason: why libsndfile refused it, for the message when FFmpeg refuses it too.
+def opened_media(descriptor: int) -> Iterator["Media"]:
+    """Open a recording with FFmpeg, which gets an open file, and may open nothing else.
 
     Raises:
         UnreadableAudioError: FFmpeg cannot decode it either.
     """
+    options = {
+        "fd": str(descriptor),
+        "protocol_whitelist": "fd",
+        "format_whitelist": ",".join(CONTAINERS),
+        "codec_whitelist": ",".join(CODECS),
+    }
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        os.lseek(descriptor, 0, os.SEEK_SET)  # libsndfile has read in it
+        with av.open("fd:", options=options, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise UnreadableAudioError("it has no sound in it")
+            codec = container.streams.audio[0].codec_context.codec.name
+            if codec not in CODECS:
+                raise UnreadableAudioError(f"its sound is {codec}, which is not taken")
             yield Media(container)
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise UnreadableAudioError(f"{error}; {reason}") from error
+    except av.FFmpegError as error:
+        raise UnreadableAudioError(error.strerror or "it is damaged") from error
+    except (ValueError, IndexError) as error:
+        raise UnreadableAudioError("it is damaged") from error
 
 
 class Media:

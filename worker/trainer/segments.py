@@ -13,7 +13,8 @@ from typing import Final
 
 from schemas.recipes import WhisperParameters
 from schemas.steps import ManifestRow
-from worker.trainer.audio import Recording, Samples, UnreadableAudioError, opened
+from worker.trainer.audio import Recording, Samples, UnreadableAudioError
+from worker.trainer.decoders import DECODERS
 from worker.trainer.verdicts import Refusal, after_decoding, before_decoding, fingerprint, too_long_recording
 
 _PORTION_ROWS: Final = 8
@@ -43,6 +44,7 @@ def cores() -> int:
 
 def decoded(rows: Iterable[ManifestRow], parameters: WhisperParameters, threads: int) -> Iterator[Segment]:
     """Every row in its order, decoded by `threads` threads (libsndfile and soxr let go of the interpreter)."""
+    DECODERS.start(threads)
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         waiting: deque[Future[list[Segment]]] = deque()
         try:
@@ -88,13 +90,14 @@ def _decode_file(rows: list[ManifestRow], parameters: WhisperParameters) -> list
     segments = [Segment(row, None, before_decoding(row, parameters)) for row in rows]
     if all(segment.refusal for segment in segments):
         return segments
+    first = _place(next(segment.row for segment in segments if not segment.refusal), parameters)
     try:
-        with _on_disk(rows[0].audio) as path, opened(path) as recording:
+        with _on_disk(rows[0].audio) as path, DECODERS.opened(path, first) as recording:
             return [segment if segment.refusal else _read(segment.row, recording, parameters) for segment in segments]
     except FileNotFoundError:
         refusal = Refusal("missing_file", "The recording is not there.")
     except UnreadableAudioError as error:
-        print(f"{rows[0].file}: {error}"[:1000], flush=True)  # noqa: T201 - decoders name paths: for the log only
+        print(f"{rows[0].file}: {error}"[:1000], flush=True)  # noqa: T201 - for the log
         refusal = Refusal("unreadable_audio", "The recording cannot be read: it is cut off, damaged, or no audio file.")
     return [segment if segment.refusal else Segment(segment.row, None, refusal) for segment in segments]
 
@@ -102,9 +105,8 @@ def _decode_file(rows: list[ManifestRow], parameters: WhisperParameters) -> list
 def _read(row: ManifestRow, recording: Recording, parameters: WhisperParameters) -> Segment:
     if refusal := too_long_recording(row, recording.duration_s, parameters):
         return Segment(row, None, refusal)
-    longest = parameters.longest_segment_s + 1.0  # a header may lie: read no more than shows it
     try:
-        samples = recording.read(row.offset_s or 0.0, row.duration_s or longest)
+        samples = recording.read(*_place(row, parameters))
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -113,6 +115,12 @@ def _read(row: ManifestRow, recording: Recording, parameters: WhisperParameters)
         return Segment(row, None, Refusal("unreadable_audio", f"The recording cannot be read: {error}."[:500]))
     refusal = too_long_recording(row, len(samples) / 16_000, parameters) or after_decoding(row, samples, parameters)
     return Segment(row, None, refusal) if refusal else Segment(row, samples, None, fingerprint(samples))
+
+
+def _place(row: ManifestRow, parameters: WhisperParameters) -> tuple[float, float]:
+    """Offset and duration in seconds of what is read of a row's recording."""
+    longest = parameters.longest_segment_s + 1.0  # a header may lie: read no more than shows it
+    return row.offset_s or 0.0, row.duration_s or longest
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from worker.trainer.audio import FULL_SCALE, SAMPLE_RATE, Recording, Samples, UnreadableAudioError, opened
+from worker.trainer.audio import FULL_SCALE, SAMPLE_RATE, Recording, Samples, UnreadableAudioError
+from worker.trainer.decoders import DECODERS
 from worker.trainer.decoding import greedy, token_limit
 from worker.trainer.verdicts import SILENT_RMS
 from worker.trainer.whisper import WEIGHTS, WINDOW_S, UnknownLanguageError, Whisper, half_precision, processor
@@ -140,7 +141,7 @@ def heard(files: Iterable[Path]) -> Iterator[Window | Problem]:
     for path in files:
         found = False
         try:
-            with opened(path) as recording:
+            with DECODERS.opened(path) as recording:
                 for window in windows(recording, str(path)):
                     found = True
                     yield window

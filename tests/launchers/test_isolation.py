@@ -1,0 +1,187 @@
+"""What a step that has been taken over can reach: real launcher, real supervisor, no capabilities, made-up secrets."""
+
+import ast
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from schemas.steps import Step, StepSpec
+from tests.launchers import unprivileged
+from worker import confinement
+from worker.confinement import IsolationUnavailable, Means, Rules
+from worker.launchers import step_rules
+from worker.launchers.local import LocalLauncher, LocalOptions
+
+ROOT = Path(__file__).parent.parent.parent
+PRISONER = Path(__file__).parent / "prisoner.py"
+needs_landlock = pytest.mark.skipif(not confinement.means().enough, reason=str(confinement.means()))
+
+
+def names(which: str) -> set[str]:
+    """The keys of a table in the prisoner's program."""
+    for node in ast.parse(PRISONER.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == which:
+            return {ast.literal_eval(key) for key in node.value.keys}
+    raise AssertionError(which)
+
+
+TRIES, ALLOWED = names("TRIES"), names("ALLOWED")
+OWNER = """
+import asyncio, json, os, sys
+from pathlib import Path
+from uuid import uuid4
+from schemas.steps import Step, StepSpec
+from worker.launchers.local import LocalLauncher, LocalOptions
+folder, options, parameters = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+if sys.argv[4] == "closed":
+    from worker.hardening import forbid_inspection
+    forbid_inspection()
+async def main():
+    launcher = LocalLauncher(LocalOptions(
+        command=(sys.executable, parameters["program"]), scratch_root=folder / "scratch",
+        added_environment={"PYTHONPATH": os.getcwd()}, **options))
+    spec = StepSpec(run_id=uuid4(), attempt=1, step=Step.PREPARE, recipe="x", recipe_version="1", seed=1,
+                    inputs={"manifest": parameters["manifest"]}, output=str(folder / "output"),
+                    parameters=parameters | {"worker": os.getpid()})
+    handle = await launcher.start(spec, lease_s=100, log=folder / "log")
+    print((await handle.wait()).detail, file=sys.stderr)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def world(tmp_path) -> Iterator[dict]:
+    """Two organizations' recordings in one storage, secrets, a home, and services that listen."""
+    files = {}
+    for who in ("mine", "theirs"):
+        files[who] = tmp_path / "storage" / who / "recording.wav"
+        files[who].parent.mkdir(parents=True)
+        files[who].write_bytes(b"sound")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "secret").write_text("the password of the database")
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"audio": str(files["mine"])}) + "\n")
+    with socket.create_server(("127.0.0.1", 0)) as postgres, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "unix"))
+        unix.listen()
+        yield {
+            "program": str(PRISONER),
+            **{name: str(path) for name, path in files.items()},
+            "manifest": str(tmp_path / "manifest.jsonl"),
+            "secret": str(tmp_path / "secret"),
+            "home": str(tmp_path / "home"),
+            "port": postgres.getsockname()[1],
+            "unix": str(tmp_path / "unix"),
+        }
+    Path(f"/tmp/prisoner-{os.getpid()}").unlink(missing_ok=True)
+
+
+def reached(tmp_path: Path, world: dict, closed: str = "closed", **options) -> dict[str, str]:
+    told = [str(tmp_path), json.dumps(options), json.dumps(world), closed]
+    environment = os.environ | {"WORKER_DATABASE_URL": "postgresql://training:password@localhost/training"}
+    done = unprivileged.run("-c", OWNER, *told, cwd=ROOT, env=environment)
+    found = tmp_path / "output" / "found.json"
+    assert found.exists(), done.stderr
+    return json.loads(found.read_text())
+
+
+def done(found: dict[str, str]) -> set[str]:
+    return {name for name, how in found.items() if how == "done"}
+
+
+@needs_landlock
+def test_a_step_that_is_taken_over_reaches_its_own_files_and_nothing_else(tmp_path, world):
+    found = reached(tmp_path, world, isolation="required")
+    assert {name: found[name] for name in TRIES if found[name] == "done"} == {}
+    assert {name: found[name] for name in ALLOWED if found[name] != "done"} == {}
+    assert Path(world["theirs"]).read_bytes() == Path(world["mine"]).read_bytes() == b"sound"
+
+
+def test_without_isolation_the_same_step_reaches_nearly_everything(tmp_path, world):
+    """How it was; and the proof that the test above does not stay green for want of anything to reach."""
+    found = reached(tmp_path, world, "open", isolation="none")
+    # these take privileges, or a kernel that offers them
+    never = {"a raw socket", "io_uring", "keys of the kernel", "its own network"}
+    assert TRIES - never - done(found) == set()
+
+
+def test_what_closes_the_worker_needs_no_isolation(tmp_path, world):
+    found = reached(tmp_path, world, isolation="none")
+    closed = {"the worker's environment", "the worker's memory", "trace the worker", "a descriptor of the worker"}
+    assert not done(found) & closed
+
+
+@needs_landlock
+def test_a_step_may_use_the_network_where_the_operator_says_so_and_still_no_other_files(tmp_path, world):
+    found = reached(tmp_path, world, isolation="required", network=True)
+    assert done(found) >= {"Postgres", "a name server", "listen"}
+    assert not done(found) & {"another organization's recording", "secrets", "the worker's home", "kill the worker"}
+
+
+def test_isolation_that_is_required_and_cannot_be_had_is_refused_in_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=0, seccomp=True))
+    with pytest.raises(IsolationUnavailable, match="WORKER_TRAINER_ISOLATION=required.*not isolated: files"):
+        LocalLauncher(LocalOptions(command=("x",), scratch_root=tmp_path, isolation="required"))
+
+
+async def test_what_a_host_cannot_isolate_does_not_keep_a_step_from_starting(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=0, seccomp=False))
+    launcher = LocalLauncher(
+        LocalOptions(command=(sys.executable, "-c", "raise SystemExit(7)"), scratch_root=tmp_path / "scratch")
+    )
+    handle = await launcher.start(spec(tmp_path), lease_s=100, log=tmp_path / "log")
+    assert (await handle.wait()).exit_code == 7
+
+
+def spec(tmp_path: Path, **inputs: str) -> StepSpec:
+    (tmp_path / "output").mkdir(exist_ok=True)
+    return StepSpec(
+        run_id=uuid4(), attempt=1, step=Step.TRAIN, recipe="x", recipe_version="1", seed=1,
+        inputs=inputs, output=str(tmp_path / "output"),
+    )  # fmt: skip
+
+
+def readable(tmp_path: Path, **inputs: str) -> set[Path]:
+    rules = step_rules.rules_of(
+        spec(tmp_path, **inputs),
+        tmp_path / "scratch",
+        programs=(),
+        readable=(),
+        writable=(),
+        network=False,
+        processes=1,
+    )
+    return set(rules.readable)
+
+
+def test_a_link_that_an_earlier_step_left_in_an_inputs_place_gives_nothing(tmp_path):
+    (tmp_path / "dataset").symlink_to("/etc")
+    assert not {tmp_path / "dataset", Path("/etc")} & readable(tmp_path, dataset=str(tmp_path / "dataset"))
+
+
+def test_base_weights_that_are_links_into_a_hubs_cache_can_be_read(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1234").write_text("weights")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").symlink_to("../blobs/1234")
+    assert tmp_path / "blobs" / "1234" in readable(tmp_path, base=str(tmp_path / "base"))
+
+
+def test_a_manifest_gives_its_recordings_one_by_one(tmp_path):
+    places = [str(tmp_path / "a.wav"), "/nowhere/b.wav", "https://storage/c.wav"]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"audio": place}) + "\n" for place in places))
+    given = readable(tmp_path, manifest=str(tmp_path / "m.jsonl"))
+    assert {path for path in given if path.suffix == ".wav"} == {tmp_path / "a.wav", Path("/nowhere/b.wav")}
+
+
+@needs_landlock
+def test_a_folder_that_is_not_there_needs_no_rule_and_spoils_none(tmp_path):
+    ruleset = confinement.ruleset_of(Rules(readable=[tmp_path / "gone", tmp_path]), confinement.means())
+    assert ruleset is not None
+    os.close(ruleset)

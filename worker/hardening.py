@@ -1,0 +1,74 @@
+"""What a process of ours gives up for good. Standard library only: supervisors start with this in milliseconds."""
+
+import ctypes
+import os
+import resource
+import struct
+from contextlib import suppress
+
+# of the kernel's include/uapi/linux/prctl.h, seccomp.h, capability.h and asm-generic/unistd.h
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 22, 24, 38
+_SECCOMP_MODE_FILTER = 2
+_CAP_DAC_OVERRIDE, _CAPABILITIES = 1, 64
+_LANDLOCK_RESTRICT_SELF = 446
+_FILTER_INSTRUCTION_BYTES = 8
+
+
+def forbid_inspection() -> None:
+    """Let no other process without privileges read this one's environment or memory, or trace it.
+
+    A trainer runs as the same user as its worker, whose environment may hold the database's password. The kernel
+    then takes the files of ``/proc/<pid>`` for root's. A program that this process starts is open again, and a
+    process with CAP_SYS_PTRACE may look all the same. Nothing happens where the kernel is not Linux.
+    """
+    _set_dumpable(dumpable=False)
+
+
+def allow_inspection() -> None:
+    """Take ``forbid_inspection`` back, in a fork that is about to become another program."""
+    _set_dumpable(dumpable=True)
+
+
+def _set_dumpable(*, dumpable: bool) -> None:
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+
+
+def confine(ruleset: int | None, program: bytes) -> None:
+    """Put this thread, and every process it starts, under rules that ``worker.confinement`` made.
+
+    Args:
+        ruleset: descriptor of a Landlock ruleset; None: the kernel has none.
+        program: a seccomp filter as the kernel takes it; empty: none.
+
+    Raises:
+        OSError: the kernel does not want to. Whoever was to be confined must not go on.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+    if ruleset is not None and libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0):
+        raise OSError(ctypes.get_errno(), "landlock_restrict_self")
+    if program:
+        code = ctypes.create_string_buffer(program, len(program))
+        # struct sock_fprog: the number of instructions, and where they are
+        told = struct.pack("@HP", len(program) // _FILTER_INSTRUCTION_BYTES, ctypes.addressof(code))
+        if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, told, 0, 0):
+            raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def drop_privileges_of_root() -> None:
+    """Leave root's next program one privilege only: to open what other users own, where rules of files allow it."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None)
+    for capability in range(_CAPABILITIES):
+        if capability != _CAP_DAC_OVERRIDE:
+            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def limit(kind: int, most: int) -> None:
+    """Lower a limit of ``resource`` for good; one that is lower already stays."""
+    _, hard = resource.getrlimit(kind)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(kind, (most, most))
