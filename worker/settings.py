@@ -24,7 +24,9 @@ class Settings(BaseSettings):
     An empty variable counts as none.
     """
 
-    model_config = SettingsConfigDict(env_prefix="WORKER_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="WORKER_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     amqp_url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"), description="RabbitMQ, amqp:// or amqps://"

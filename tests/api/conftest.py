@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 import struct
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PREFIX = "/api/v3"
+ENCRYPTION_KEY = base64.b64encode(bytes(range(32))).decode()
 
 
 def wav(seconds: float, rate: int = 8_000) -> bytes:
@@ -130,7 +132,12 @@ def api_settings() -> dict[str, Any]:
 
 @pytest.fixture
 async def live(database_url: str, tmp_path: Path, api_settings: dict[str, Any]) -> AsyncIterator[Live]:
-    values = {"api_rate_per_s": 1e6, "api_burst": 1_000_000, "api_upload_folder": tmp_path / "uploads"}
+    values = {
+        "api_rate_per_s": 1e6,
+        "api_burst": 1_000_000,
+        "api_upload_folder": tmp_path / "uploads",
+        "api_encryption_keys": ENCRYPTION_KEY,
+    }
     settings = ApiSettings(database_url=SecretStr(database_url), **(values | api_settings))
     storage = FileStorage(tmp_path / "storage")
     database = Database(database_url, size=4, name="test")

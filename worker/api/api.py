@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from worker.api.problems import Refused, not_found
 from worker.api.settings import ApiSettings
 from worker.api.watch import Watcher
+from worker.encryption import Encryption
 from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
@@ -30,6 +31,7 @@ class Api:
     data: DataStore
     webhooks: WebhookStore
     watcher: Watcher
+    encryption: Encryption
     uploads: Counter[int] = field(default_factory=Counter)
     """Uploads under way, by organization."""
 

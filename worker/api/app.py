@@ -26,6 +26,7 @@ from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
 from worker.api.watch import Watcher
 from worker.api.webhooks import Sender
+from worker.encryption import Encryption
 from worker.errors import DatabaseAway, StorageAway
 from worker.storage import Storage
 from worker.store.api import ApiStore
@@ -33,7 +34,7 @@ from worker.store.api_data import DataStore
 from worker.store.api_keys import KeyStore
 from worker.store.database import Database
 from worker.store.tidying import TidyStore
-from worker.store.webhooks import WebhookStore
+from worker.store.webhooks import PURPOSE, WebhookStore
 from worker.tracing import TracedRequests, open_tracing
 
 _LOG: Final = structlog.get_logger("api")
@@ -62,12 +63,13 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         data=DataStore(database),
         webhooks=WebhookStore(database),
         watcher=Watcher(models),
+        encryption=Encryption(settings.encryption_keys, PURPOSE),
     )
     beside = (
         keyring.listen,
         api.watcher.look,
-        Sender(api.webhooks, private=settings.api_webhook_private).run,
-        Tidying(TidyStore(database), storage).run,
+        Sender(api.webhooks, api.encryption, private=settings.api_webhook_private).run,
+        Tidying(TidyStore(database), storage, api.webhooks, api.encryption).run,
     )
 
     app = FastAPI(

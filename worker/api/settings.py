@@ -5,8 +5,10 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.encryption import parse_keys
 
 SECRETS_FOLDER = Path("/run/secrets")
 
@@ -14,7 +16,7 @@ SECRETS_FOLDER = Path("/run/secrets")
 class ApiSettings(BaseSettings):
     """What `python -m worker api` reads from ``WORKER_…`` variables."""
 
-    model_config = SettingsConfigDict(env_prefix="WORKER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WORKER_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr = Field(
         default=SecretStr("postgresql://127.0.0.1:5432/training"), description="Postgres 15 or newer"
@@ -67,6 +69,23 @@ class ApiSettings(BaseSettings):
         default=False,
         description="webhooks may go to http and to private addresses: for tests and closed networks only",
     )
+
+    api_encryption_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="keys that encrypt the secrets of webhooks, each base64 of 32 bytes (openssl rand -base64 32), the "
+        "newest first, separated by commas; empty: no webhook can be made",
+    )
+
+    @field_validator("api_encryption_keys")
+    @classmethod
+    def _keys_are_keys(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
+    @cached_property
+    def encryption_keys(self) -> tuple[bytes, ...]:
+        """The encryption keys, the newest first."""
+        return parse_keys(self.api_encryption_keys.get_secret_value())
 
     @cached_property
     def origins(self) -> list[str]:

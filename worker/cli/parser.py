@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from worker import __version__
 from worker.cli import catalogue, doctor, keys, letters, runs, serve, transcribe
+from worker.cli.show import misfit
 from worker.errors import WorkerError
 from worker.log import configure_log
 from worker.settings import Settings, read_settings
@@ -136,9 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = read_settings()
     except ValidationError as error:
-        for fault in error.errors():
-            print(f"WORKER_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}", file=sys.stderr)
-        return 2
+        return misfit(error)
     configure_log(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
