@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from tests.conftest import Logins
+
 PREFIX = "/api/v3"
 ENCRYPTION_KEY = base64.b64encode(bytes(range(32))).decode()
 
@@ -131,14 +133,15 @@ def api_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def live(database_url: str, tmp_path: Path, api_settings: dict[str, Any]) -> AsyncIterator[Live]:
+async def live(database_url: str, logins: Logins, tmp_path: Path, api_settings: dict[str, Any]) -> AsyncIterator[Live]:
+    """The API has the login that it has in production; the test itself has the owner's."""
     values = {
         "api_rate_per_s": 1e6,
         "api_burst": 1_000_000,
         "api_upload_folder": tmp_path / "uploads",
         "api_encryption_keys": ENCRYPTION_KEY,
     }
-    settings = ApiSettings(database_url=SecretStr(database_url), **(values | api_settings))
+    settings = ApiSettings(database_url=SecretStr(logins.url("training_api", database_url)), **(values | api_settings))
     storage = FileStorage(tmp_path / "storage")
     database = Database(database_url, size=4, name="test")
     await database.open()
