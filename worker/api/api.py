@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from fastapi.responses import Response
 
+from worker.api.outward import Outward
 from worker.api.problems import Refused, not_found
+from worker.api.registrations import Registrations
 from worker.api.settings import ApiSettings
 from worker.api.watch import Watcher
 from worker.encryption import Encryption
@@ -32,6 +34,8 @@ class Api:
     webhooks: WebhookStore
     watcher: Watcher
     encryption: Encryption
+    outward: Outward
+    registrations: Registrations
     uploads: Counter[int] = field(default_factory=Counter)
     """Uploads under way, by organization."""
 

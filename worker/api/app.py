@@ -20,8 +20,11 @@ from worker.api.access import Keyring, Limiter, require
 from worker.api.api import Api
 from worker.api.door import PREFIX, Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
+from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
 from worker.api.openapi import document
+from worker.api.outward import Outward
 from worker.api.problems import Refused
+from worker.api.registrations import Registrations
 from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
 from worker.api.watch import Watcher
@@ -64,16 +67,23 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         webhooks=WebhookStore(database),
         watcher=Watcher(models),
         encryption=Encryption(settings.encryption_keys, PURPOSE),
+        outward=Outward(
+            private=settings.api_webhook_private,
+            refused=parse_networks(settings.api_webhook_refused_networks),
+            proxy=parse_proxy(settings.api_webhook_proxy.get_secret_value()),
+            nameservers=parse_nameservers(settings.api_webhook_nameservers),
+        ),
+        registrations=Registrations(time.monotonic),
     )
     beside = (
         keyring.listen,
         api.watcher.look,
-        Sender(api.webhooks, api.encryption, private=settings.api_webhook_private).run,
+        Sender(api.webhooks, api.encryption, api.outward).run,
         Tidying(TidyStore(database), storage, api.webhooks, api.encryption).run,
     )
 
     app = FastAPI(
-        title="Custom Models", lifespan=_lifespan(database, beside), docs_url=None, redoc_url=None, openapi_url=None
+        title="Custom Models", lifespan=_lifespan(api, beside), docs_url=None, redoc_url=None, openapi_url=None
     )
     app.state.api = api
     for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS):
@@ -109,12 +119,13 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     return app
 
 
-def _lifespan(database: Database, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
+def _lifespan(api: Api, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await database.open()
+        await api.database.open()
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(database.close)
+            stack.push_async_callback(api.database.close)
+            stack.push_async_callback(api.outward.aclose)
             running = [asyncio.ensure_future(_for_ever(run)) for run in beside]
 
             async def end() -> None:

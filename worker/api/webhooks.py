@@ -23,6 +23,7 @@ from worker.api.api import Api
 from worker.api.bodies import path_id, read_as, read_body
 from worker.api.models import offset_and_limit
 from worker.api.once import once
+from worker.api.outward import Outward
 from worker.api.problems import Refused, not_found
 from worker.encryption import CannotDecryptError, Encryption
 from worker.errors import DatabaseAway
@@ -77,9 +78,10 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     if not api.encryption:
         raise Refused("unavailable", NO_KEY)
     wanted, body = await read_as(request, WebhookWanted)
-    private = api.settings.api_webhook_private
     try:
-        await outward.resolve(outward.parse(wanted.url, private=private), private=private)
+        target = api.outward.parse(wanted.url)
+        async with api.registrations.turn(organization_id):
+            await api.outward.resolve(target)
     except (outward.AddressRefused, outward.NotDelivered) as refused:
         raise Refused("address_refused", str(refused), errors=[("url", "address_refused", str(refused))]) from None
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -169,10 +171,10 @@ def signature(secret: str, event_id: str, timestamp: int, body: bytes) -> str:
 class Sender:
     """Sends what is due, several at once, until it is cancelled."""
 
-    def __init__(self, webhooks: WebhookStore, encryption: Encryption, *, private: bool) -> None:
+    def __init__(self, webhooks: WebhookStore, encryption: Encryption, way: Outward) -> None:
         self._webhooks = webhooks
         self._encryption = encryption
-        self._private = private
+        self._way = way
 
     async def run(self) -> None:
         """Send for ever; a database that is away is waited for."""
@@ -254,8 +256,7 @@ class Sender:
             "webhook-signature": signature(secret, event_id, now, body),
         }
         try:
-            target = outward.parse(delivery["url"], private=self._private)
-            status = await outward.post(target, headers, body, private=self._private)
+            status = await self._way.post(self._way.parse(delivery["url"]), headers, body)
         except (outward.AddressRefused, outward.NotDelivered) as failed:
             return None, str(failed)
         return status, None if 200 <= status < 300 else f"answered {status}"  # noqa: PLR2004 - what HTTP calls success
