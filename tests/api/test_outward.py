@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
-import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +13,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.api.conftest import ENCRYPTION_KEY, Customer
 from tests.api.name_server import name_server
 from tests.api.test_webhooks import Receiver
 from worker.api import outward
@@ -32,6 +31,7 @@ from worker.api.settings import ApiSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.api.conftest import Customer
     from tests.api.name_server import NameServer
 
 # One inside each network of IANA's registries of special-purpose addresses, and what clouds put at public ones.
@@ -45,12 +45,12 @@ SPECIAL = """
 2001:1::1 2001:2::1 2001:3::1 2001:4:112::1 2001:10::1 2001:20::1 2001:30::1 2001:db8::1 2002:7f00:1:: 2002:5db8:d822::1 2620:4f:8000::1
 3fff::1 5f00::1 4000::1 fc00::1 fd00:ec2::254 fd20:ce::254 fd00:42::42 fe80::1 fe80::a9fe:a9fe fec0::1 ff02::1
 2600:1f18::5efe:10.0.0.1 2600:1f18::200:5efe:127.0.0.1
-""".split()
+""".split()  # noqa: SIM905 - readable as it is
 PUBLIC = """
 1.1.1.1 8.8.8.8 93.184.216.34 100.63.255.255 100.128.0.1 172.15.0.1 172.32.0.1 168.63.129.15 168.63.129.17 192.0.1.1 198.17.0.1
 198.20.0.1 223.255.255.254 2606:4700:4700::1111 2001:4860:4860::8888 2a00:1450:4001:800::200e 2001:200::1
 ::ffff:93.184.216.34 64:ff9b::93.184.216.34
-""".split()
+""".split()  # noqa: SIM905 - readable as it is
 
 
 @pytest.mark.parametrize("address", SPECIAL)
@@ -241,8 +241,8 @@ async def test_a_proxy_connects_to_the_address_that_was_checked(names):
 
 
 def test_the_network_policy_and_the_code_agree_on_networks_and_ports():
-    with open("deploy/kubernetes/base/network.yaml", encoding="utf-8") as file:
-        policy = next(one for one in yaml.safe_load_all(file) if one["metadata"]["name"] == "api")
+    policies = yaml.safe_load_all(Path("deploy/kubernetes/base/network.yaml").read_text(encoding="utf-8"))
+    policy = next(one for one in policies if one["metadata"]["name"] == "api")
     [webhooks] = [rule for rule in policy["spec"]["egress"] if any("ipBlock" in to for to in rule["to"])]
     assert {port["port"] for port in webhooks["ports"]} == outward.PORTS
     blocks = {to["ipBlock"]["cidr"]: to["ipBlock"]["except"] for to in webhooks["to"]}

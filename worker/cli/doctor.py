@@ -18,6 +18,7 @@ from worker.domain.finding import Finding
 from worker.encryption import Encryption
 from worker.errors import DatabaseAway, DatabaseRefused, SchemaNotReady, SchemaTooNew, WorkerError
 from worker.intake.topology import check as check_broker
+from worker.log import redacted
 from worker.settings import Settings
 from worker.store.database import Database
 from worker.store.migrations import check_schema
@@ -38,12 +39,12 @@ async def doctor(settings: Settings, options: argparse.Namespace) -> int:
     )
     findings = [finding for group in groups for finding in group]
     if options.json:
-        as_json([vars(finding) for finding in findings])
+        as_json([{**vars(finding), "what": redacted(finding.what)} for finding in findings])
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
         for finding in findings:
             mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
-            console.print(f"{mark} {finding.name}: {finding.what}", highlight=False)
+            console.print(f"{mark} {finding.name}: {redacted(finding.what)}", highlight=False)
             if finding.mend:
                 console.print(f"     → {finding.mend}", highlight=False)
     return 0 if all(finding.ok for finding in findings) else 1

@@ -12,7 +12,7 @@ from worker import __version__
 from worker.cli import catalogue, doctor, keys, letters, runs, serve, transcribe
 from worker.cli.show import misfit
 from worker.errors import WorkerError
-from worker.log import configure_log
+from worker.log import configure_log, redacted, secrets_of
 from worker.settings import Settings, read_settings
 
 Command = Callable[[Settings, argparse.Namespace], Awaitable[int]]
@@ -138,12 +138,12 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings()
     except ValidationError as error:
         return misfit(error)
-    configure_log(settings.log_level)
+    configure_log(settings.log_level, secrets=secrets_of(settings))
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return int(runner.run(options.do(settings, options)))
     except WorkerError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from worker.app import run_worker, storage_of
 from worker.cli.show import complain, misfit, said
+from worker.log import configure_log, secrets_of
 from worker.settings import Settings
 from worker.store.migrations import migrate as apply_migrations
 
@@ -26,6 +27,7 @@ async def api(settings: Settings, _options: argparse.Namespace) -> int:
         own = read_api_settings()
     except ValidationError as error:
         return misfit(error)
+    configure_log(settings.log_level, secrets=secrets_of(settings) | secrets_of(own))
     storage = storage_of(settings)
     try:
         await serve(own, storage)
