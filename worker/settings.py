@@ -64,6 +64,13 @@ class Settings(BaseSettings):
         default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost"
     )
 
+    umask: str = Field(
+        default="077",
+        pattern="^0?[0-7]{3}$",
+        description="permission bits (octal) that no file or folder of ours gets, stored recordings included; "
+        "027 lets the group read, 007 also write, where programs share storage under different users",
+    )
+
     exchange_kind: Literal["folder", "storage"] = Field(
         default="folder",
         description="for ray and slurm, what workers and nodes share: folder is WORKER_EXCHANGE; storage is "
@@ -195,6 +202,11 @@ class Settings(BaseSettings):
         if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
             raise ValueError("WORKER_RAY_HEADERS is not a JSON object of texts")
         return found
+
+    @property
+    def mask(self) -> int:
+        """The umask as a number."""
+        return int(self.umask, 8)
 
     def slurm_argument_list(self) -> list[str]:
         """The arguments, one by one, as a shell would split them."""

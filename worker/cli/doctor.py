@@ -82,7 +82,16 @@ async def _storage(settings: Settings) -> list[Finding]:
         mend = "Correct WORKER_STORAGE_URL and its credentials, or make the folder writable for this user."
         return [Finding("storage", ok=False, what=str(error), mend=mend)]
     what = "can be written, read and deleted in" if same else "gives back other bytes than were written"
-    return [Finding("storage", ok=same, what=what)]
+    return [Finding("storage", ok=same, what=what), *_closed(storage.local_path(key))]
+
+
+def _closed(path: Path | None) -> list[Finding]:
+    """Whether other users of this host can look into a folder of recordings."""
+    root = None if path is None else path.parent.parent
+    if root is None or not root.stat().st_mode & 0o007:
+        return []
+    mend = f"Close it: chmod -R o-rwx {root}. What is stored from now on is closed by WORKER_UMASK."
+    return [Finding("storage's rights", ok=False, what=f"every user of this host may look into {root}", mend=mend)]
 
 
 async def _webhooks(settings: Settings) -> list[Finding]:

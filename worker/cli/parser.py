@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -138,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings()
     except ValidationError as error:
         return misfit(error)
+    os.umask(settings.mask)
     configure_log(settings.log_level, secrets=secrets_of(settings))
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -8,6 +8,7 @@ from worker.app import run_worker, storage_of
 from worker.cli.show import complain, misfit, said
 from worker.log import configure_log, secrets_of
 from worker.settings import Settings
+from worker.storage.disk import own_folder
 from worker.store.migrations import migrate as apply_migrations
 
 
@@ -28,6 +29,7 @@ async def api(settings: Settings, _options: argparse.Namespace) -> int:
     except ValidationError as error:
         return misfit(error)
     configure_log(settings.log_level, secrets=secrets_of(settings) | secrets_of(own))
+    own_folder(own.api_upload_folder, "WORKER_API_UPLOAD_FOLDER", settings.mask)
     storage = storage_of(settings)
     try:
         await serve(own, storage)
