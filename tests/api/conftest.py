@@ -56,6 +56,8 @@ class Live:
 
     url: str
     settings: ApiSettings
+    owner_url: str
+    """The database for whoever owns it, as operators' commands have it; the API's own login is in `settings`."""
     database: Database
     keys: KeyStore
     storage: FileStorage
@@ -147,7 +149,7 @@ async def live(database_url: str, logins: Logins, tmp_path: Path, api_settings: 
     await database.open()
     base_id = await ModelStore(database).create_base_language("en", "English", "weights/en")
     async with serving(settings, storage) as (url, app):
-        made = Live(url, settings, database, KeyStore(database), storage, base_id, app)
+        made = Live(url, settings, database_url, database, KeyStore(database), storage, base_id, app)
         yield made
         for client in made.clients:
             await client.aclose()
