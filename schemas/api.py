@@ -255,7 +255,11 @@ class Webhook(Wire):
     id: Id
     url: str
     created: datetime
-    secret: str | None = Field(description="shown once, when the webhook is made; signs every delivery")
+    secret: str | None = Field(
+        description="shown once, in the first answer when the webhook is made; null ever after, in the answer to a "
+        "repeat with the same Idempotency-Key as well: delete the webhook and make another where it was lost. "
+        "Signs every delivery"
+    )
 
 
 class Webhooks(Wire):

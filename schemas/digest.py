@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
 
 
@@ -12,7 +13,16 @@ def file_digest(path: Path) -> str:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return open_digest(file)
+
+
+def open_digest(file: BufferedReader) -> str:
+    """SHA-256 of what is left to read of an open file, hexadecimal, read in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_digest(folder: Path) -> str:

@@ -12,7 +12,9 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import pytest
 
 from deploy.local.debs import has_apt
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+ROLES = Path(__file__).parent.parent / "deploy" / "postgres" / "roles.sql"
+
+
 @dataclass(frozen=True)
 class Services:
     """Addresses of a broker (with its management API) and of a database server."""
@@ -36,6 +41,18 @@ class Services:
 
     def vhost_url(self, name: str) -> str:
         return self.amqp_url.rsplit("/", 1)[0] + "/" + name
+
+
+@dataclass(frozen=True)
+class Logins:
+    """Logins of the server, each a member of one of the roles in deploy/postgres/roles.sql."""
+
+    names: dict[str, str]
+
+    def url(self, role: str, database_url: str) -> str:
+        """The address of a database for a program with this role."""
+        parts = urlsplit(database_url)
+        return urlunsplit(parts._replace(netloc=f"{self.names[role]}:secret@{parts.hostname}:{parts.port}"))
 
 
 def _fresh(prefix: str) -> str:
@@ -84,7 +101,7 @@ def vhost(services: Services) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_template(services: Services) -> Iterator[str]:
-    """The name of a database with every migration applied; nobody stays connected to it."""
+    """The name of a database with every migration and the programs' roles; nobody stays connected to it."""
     name = _fresh("template")
 
     async def build() -> None:
@@ -92,10 +109,29 @@ def migrated_template(services: Services) -> Iterator[str]:
 
         url = await create_database(services.database_url, name)
         await migrate(url)
+        owner = await asyncpg.connect(url)
+        await owner.execute(ROLES.read_text(encoding="utf-8"))
+        await owner.close()
 
     run_blocking(build)
     yield name
     run_blocking(lambda: drop_database(services.database_url, name))
+
+
+@pytest.fixture(scope="session")
+def logins(services: Services, migrated_template: str) -> Iterator[Logins]:
+    """A login for each role, as programs have them: what a test does with one, the program may do."""
+    names = {role: _fresh(role) for role in ("training_worker", "training_api", "training_reader")}
+
+    async def each(statement: str) -> None:
+        server = await asyncpg.connect(services.database_url)
+        for role, name in names.items():
+            await server.execute(statement.format(name=name, role=role))
+        await server.close()
+
+    run_blocking(lambda: each("create role {name} login password 'secret' in role {role}"))
+    yield Logins(names)
+    run_blocking(lambda: each("drop role {name}"))
 
 
 @pytest.fixture

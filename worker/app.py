@@ -40,6 +40,7 @@ from worker.services.tidier import Tidier
 from worker.services.watchers import devices_held, watch_backlog, watch_dead_letters, watch_host, watch_loop
 from worker.settings import Settings
 from worker.storage import Storage, StorageOptions, open_storage
+from worker.storage.disk import own_folder
 from worker.store.data import DataStore
 from worker.store.database import Database
 from worker.store.janitor import JanitorStore
@@ -347,11 +348,18 @@ def storage_of(settings: Settings) -> Storage:
             session_token=settings.s3_session_token.get_secret_value() or None,
             path_style=settings.s3_path_style,
             ca_file=settings.s3_ca_file,
+            mask=settings.mask,
             extra=settings.storage_options,
         ),
     )
 
 
 async def run_worker(settings: Settings) -> int:
-    """Start a worker and work; the exit code."""
+    """Start a worker and work; the exit code.
+
+    Raises:
+        StorageRefused: a folder of ours belongs to somebody else.
+    """
+    for name, folder in (("WORKER_SCRATCH", settings.scratch), ("WORKER_CACHE", settings.cache)):
+        own_folder(folder, name, settings.mask)
     return await App(settings).run()

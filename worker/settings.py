@@ -24,7 +24,9 @@ class Settings(BaseSettings):
     An empty variable counts as none.
     """
 
-    model_config = SettingsConfigDict(env_prefix="WORKER_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="WORKER_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     amqp_url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"), description="RabbitMQ, amqp:// or amqps://"
@@ -71,6 +73,13 @@ class Settings(BaseSettings):
     scratch: Path = Field(default=Path("/tmp/speech-training"), description="working folder on this host; can be lost")
     cache: Path = Field(
         default=Path("/tmp/speech-training-cache"), description="downloads and base weights; can be lost"
+    )
+
+    umask: str = Field(
+        default="077",
+        pattern="^0?[0-7]{3}$",
+        description="permission bits (octal) that no file or folder of ours gets, stored recordings included; "
+        "027 lets the group read, 007 also write, where programs share storage under different users",
     )
 
     exchange_kind: Literal["folder", "storage"] = Field(
@@ -220,6 +229,11 @@ class Settings(BaseSettings):
         if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
             raise ValueError("WORKER_RAY_HEADERS is not a JSON object of texts")
         return found
+
+    @property
+    def mask(self) -> int:
+        """The umask as a number."""
+        return int(self.umask, 8)
 
     def slurm_argument_list(self) -> list[str]:
         """The arguments, one by one, as a shell would split them."""

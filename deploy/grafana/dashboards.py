@@ -98,9 +98,9 @@ def life() -> dict[str, Any]:
                   (f"sum(rate(training_rescued_runs_total[{RATE}]))", "dead leases rescued"),
                   (f"sum(rate(training_lost_runs_total[{RATE}]))", "runs lost to others"), unit="cps", width=24),
             rows_of("One run", "Where it stands.",
-                    "select r.id, m.key as model, r.status, r.phase, r.percent, r.eta_s, r.attempt, r.failures, r.hand_overs,"
-                    " r.worker_id, now() - r.progress_at as since_progress, r.gate, r.failure_class, r.failure_code, r.failure_reason"
-                    " from training_runs r join custom_models m on m.id = r.custom_model_id where r.id = ${run:sqlstring}::uuid", height=5),
+                    "select r.id, r.custom_model_id as model, r.status, r.phase, r.percent, r.eta_s, r.attempt, r.failures, r.hand_overs,"
+                    " r.worker_id, now() - r.progress_at as since_progress, r.gate, r.failure_class, r.failure_code"
+                    " from training_runs r where r.id = ${run:sqlstring}::uuid", height=5),
             rows_of("Its history", "Every move with its time.",
                     "select sequence, at, from_status, to_status, attempt, worker_id, reason_code,"
                     " at - lag(at) over (order by sequence) as after"

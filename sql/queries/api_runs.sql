@@ -27,3 +27,21 @@ where r.id = $2 and m.id = $1 and m.deleted_at is null and m.organization_id = c
 -- The run that a model is busy with.
 select id, status, attempt, inputs is not null as fixed, started_at from training_runs
 where custom_model_id = $1 and ended_at is null
+
+-- name: cancel_waiting_run
+-- The end of a queued run that somebody cancelled; its organization is locked. The API's own, because settle_runs also
+-- writes results, leases and versions, to which the API has no right.
+with moved as (
+    update training_runs r
+    set status = 1, sequence = r.sequence + 1, ended_at = db_now(),
+        waited_s = r.waited_s + greatest(0, extract(epoch from db_now() - r.due_at)),
+        failure_class = 'cancelled', failure_code = 'cancelled', failure_reason = 'The run was cancelled.'
+    where r.id = $1 and r.attempt = $2 and r.status = 2
+    returning r.id, r.sequence, r.attempt
+), history as (
+    insert into run_transitions (id, run_id, sequence, from_status, to_status, attempt, reason_code)
+    select $3, m.id, m.sequence, 2, 1, m.attempt, 'cancelled' from moved m
+), told as (
+    insert into outbox (run_id, sequence, kind) select m.id, m.sequence, 'event' from moved m
+)
+select id from moved

@@ -1,6 +1,25 @@
 -- name: create_webhook
--- Where an organization's events go from now on.
-insert into webhooks (organization_id, url, secret) values ($1, $2, $3) returning id, url, created_at
+-- Where an organization's events go from now on; its secret follows in the same transaction.
+insert into webhooks (organization_id, url) values ($1, $2) returning id, url, created_at
+
+-- name: keep_secret
+-- A webhook's secret, encrypted: it is bound to the id, so the row is there first.
+update webhooks set sealed_secret = $2, secret = null where id = $1 and disabled_at is null
+
+-- name: secrets_in_clear
+-- Secrets that a release before encryption wrote.
+select id, organization_id, secret from webhooks where secret is not null order by id limit $1 for update skip locked
+
+-- name: secrets_of_older_keys
+-- Secrets that another key than the newest ($1) encrypted, of webhooks after one ($2).
+select id, organization_id, sealed_secret from webhooks
+where id > $2 and sealed_secret is not null and substring(sealed_secret from 2 for 8) <> $1
+order by id limit $3 for update skip locked
+
+-- name: secrets_of_unknown_keys
+-- How many secrets none of these keys ($1) decrypts.
+select count(*) as n from webhooks
+where disabled_at is null and (sealed_secret is not null and substring(sealed_secret from 2 for 8) <> all ($1::bytea[]))
 
 -- name: count_webhooks
 -- How many an organization has.
@@ -16,7 +35,7 @@ select id, organization_id, url, created_at from webhooks
 where id = $1 and disabled_at is null and organization_id = coalesce($2::bigint, organization_id)
 
 -- name: disable_webhook
--- No more events go there; what waits will not be sent.
+-- No more events go there; what waits will not be sent. A trigger forgets the secret.
 with gone as (
     update webhooks set disabled_at = now() where id = $1 and disabled_at is null returning id
 ), unsent as (
@@ -62,7 +81,7 @@ update webhook_deliveries d
 set attempts = d.attempts + 1, due_at = now() + $2::double precision * interval '1 second'
 from due, webhooks w
 where d.id = due.id and w.id = d.webhook_id
-returning d.id, d.event_id, d.body, d.attempts, w.organization_id, w.url, w.secret
+returning d.id, d.event_id, d.body, d.attempts, d.webhook_id, w.organization_id, w.url, w.secret, w.sealed_secret
 
 -- name: end_delivery
 -- How a try ended: delivered, failed for good, or due again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 import struct
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from tests.conftest import Logins
+
 PREFIX = "/api/v3"
+ENCRYPTION_KEY = base64.b64encode(bytes(range(32))).decode()
 
 
 def wav(seconds: float, rate: int = 8_000) -> bytes:
@@ -52,6 +56,8 @@ class Live:
 
     url: str
     settings: ApiSettings
+    owner_url: str
+    """The database for whoever owns it, as operators' commands have it; the API's own login is in `settings`."""
     database: Database
     keys: KeyStore
     storage: FileStorage
@@ -129,15 +135,21 @@ def api_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def live(database_url: str, tmp_path: Path, api_settings: dict[str, Any]) -> AsyncIterator[Live]:
-    values = {"api_rate_per_s": 1e6, "api_burst": 1_000_000, "api_upload_folder": tmp_path / "uploads"}
-    settings = ApiSettings(database_url=SecretStr(database_url), **(values | api_settings))
+async def live(database_url: str, logins: Logins, tmp_path: Path, api_settings: dict[str, Any]) -> AsyncIterator[Live]:
+    """The API has the login that it has in production; the test itself has the owner's."""
+    values = {
+        "api_rate_per_s": 1e6,
+        "api_burst": 1_000_000,
+        "api_upload_folder": tmp_path / "uploads",
+        "api_encryption_keys": ENCRYPTION_KEY,
+    }
+    settings = ApiSettings(database_url=SecretStr(logins.url("training_api", database_url)), **(values | api_settings))
     storage = FileStorage(tmp_path / "storage")
     database = Database(database_url, size=4, name="test")
     await database.open()
     base_id = await ModelStore(database).create_base_language("en", "English", "weights/en")
     async with serving(settings, storage) as (url, app):
-        made = Live(url, settings, database, KeyStore(database), storage, base_id, app)
+        made = Live(url, settings, database_url, database, KeyStore(database), storage, base_id, app)
         yield made
         for client in made.clients:
             await client.aclose()

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from deploy.local.postgres import create_database, drop_database
-from tests.api.conftest import serving
+from tests.api.conftest import ENCRYPTION_KEY, serving
 from worker.api import keys
 from worker.api.settings import ApiSettings
 from worker.storage import FileStorage
@@ -45,7 +45,7 @@ async def main() -> None:
 async def _serve(url: str, folder: Path, minimum_audio_s: float) -> None:
     settings = ApiSettings(
         database_url=SecretStr(url), minimum_audio_s=minimum_audio_s, api_rate_per_s=1e6, api_burst=10**6,
-        api_upload_folder=folder / "uploads",
+        api_upload_folder=folder / "uploads", api_encryption_keys=ENCRYPTION_KEY,
     )  # fmt: skip
     storage = FileStorage(folder / "storage")
     database = Database(url, size=2)

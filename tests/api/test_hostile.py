@@ -70,15 +70,15 @@ class TestReceivers:
 
     async def test_a_fault_in_one_delivery_cancels_no_other(self, customer, stranger, monkeypatch):
         """Both are in the same handful; what was sent must be written down, or it is sent again."""
-        honest = outward.post
+        honest = outward.Outward.post
 
-        async def post(target, *args, **kwargs):
+        async def post(way, target, *args, **kwargs):
             if target.host == "localhost":
                 raise RuntimeError("a fault of ours")
             await asyncio.sleep(0.2)
-            return await honest(target, *args, **kwargs)
+            return await honest(way, target, *args, **kwargs)
 
-        monkeypatch.setattr(outward, "post", post)
+        monkeypatch.setattr(outward.Outward, "post", post)
         async with answering(b"HTTP/1.1 204 X\r\n\r\n") as receiver:
             bad = (await stranger.http.post("/webhooks", json={"url": "http://localhost:1/"})).json()
             good = (await customer.http.post("/webhooks", json={"url": receiver.url})).json()
@@ -120,7 +120,7 @@ class TestRepeats:
         async def outside(*_args, **_kwargs):
             return "93.184.216.34"
 
-        monkeypatch.setattr(outward, "resolve", outside)
+        monkeypatch.setattr(outward.Outward, "resolve", outside)
         hook = (await customer.http.post("/webhooks", json={"url": "https://customer.example/"})).json()
         for _ in range(2):
             answer = await customer.http.delete(f"/webhooks/{hook['id']}", headers={"Idempotency-Key": "gone"})

@@ -10,7 +10,7 @@ from worker.settings import Settings
 
 
 async def done(capsys, live, command, **options):
-    settings = Settings(database_url=SecretStr(live.settings.database_url.get_secret_value()))
+    settings = Settings(database_url=SecretStr(live.owner_url))
     code = await command(settings, argparse.Namespace(json=True, **options))
     printed = capsys.readouterr()
     return code, json.loads(printed.out) if printed.out else printed.err

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from worker.api import outward, webhooks
+from worker.api import webhooks
 
 
 class Receiver:
@@ -129,15 +129,3 @@ async def test_internal_addresses_are_refused(customer):
     ):
         answer = await customer.http.post("/webhooks", json={"url": url})
         assert (url, answer.status_code, answer.json()["code"]) == (url, 422, "address_refused")
-
-
-async def test_a_name_that_leads_inside_later_gains_nothing(monkeypatch):
-    """The answer of the resolver is checked at every delivery, and the connection goes to what was checked."""
-    target = outward.parse("https://customer.example/", private=False)
-
-    async def inside(*_args, **_kwargs):
-        return [(2, 1, 6, "", ("93.184.216.34", 443)), (2, 1, 6, "", ("10.1.2.3", 443))]
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", inside)
-    with pytest.raises(outward.AddressRefused):
-        await outward.post(target, {}, b"{}", private=False)

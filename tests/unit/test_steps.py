@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from contextlib import suppress
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from worker.metrics import Metrics
 from worker.pipeline import steps
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.parts import Timing
+from worker.storage import StoredFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,10 +86,11 @@ class Watched:
         self.stored_for_s = 0.0
         self.registered: list[Any] = []
 
-    async def upload_folder(self, *_: Any) -> None:
+    async def upload_folder(self, *_: Any) -> list[StoredFile]:
         began = self.clock.now
         while self.clock.now < began + self.stored_for_s and not self.trainer.killed:
             await asyncio.sleep(0)
+        return [StoredFile("state", hashlib.sha256(b"x").hexdigest(), 1)]
 
     async def register_checkpoint(self, _: Any, checkpoint: Any) -> None:
         self.registered.append(checkpoint)
@@ -125,3 +128,18 @@ async def test_a_trainer_that_says_nothing_after_its_checkpoint_was_stored_is_en
     assert watched.trainer.killed
     assert watched.registered
     assert failed.value.failure_class is FailureClass.STALLED
+
+
+@pytest.mark.parametrize("place", ["c", "c/state"])
+async def test_a_checkpoint_that_its_step_swaps_for_a_link_is_not_kept(tmp_path: Path, place: str):
+    """The link leads to what the worker can read and the step cannot."""
+    watched = Watched(tmp_path)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "state").write_text("x")  # the same digest: only the way there tells
+    there = tmp_path / "output" / place
+    there.rename(tmp_path / "gone")
+    there.symlink_to(secret / "state" if place.endswith("state") else secret)
+    with pytest.raises(StepFailed):
+        await watched.end()
+    assert not watched.registered

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from fastapi.responses import Response
 
+from worker.api.outward import Outward
 from worker.api.problems import Refused, not_found
+from worker.api.registrations import Registrations
 from worker.api.settings import ApiSettings
 from worker.api.watch import Watcher
 from worker.data.text_reader import TextReaders
+from worker.encryption import Encryption
 from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
@@ -31,6 +34,9 @@ class Api:
     data: DataStore
     webhooks: WebhookStore
     watcher: Watcher
+    encryption: Encryption
+    outward: Outward
+    registrations: Registrations
     uploads: Counter[int] = field(default_factory=Counter)
     """Uploads under way, by organization."""
     readers: TextReaders = field(default_factory=TextReaders)

@@ -21,13 +21,16 @@ from worker.api.access import Keyring, Limiter, require
 from worker.api.api import Api
 from worker.api.door import PREFIX, Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
+from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
 from worker.api.openapi import document
+from worker.api.outward import Outward
 from worker.api.problems import Refused
+from worker.api.registrations import Registrations
 from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
 from worker.api.watch import Watcher
 from worker.api.webhooks import Sender
-from worker.data.text_reader import TextReaders
+from worker.encryption import Encryption
 from worker.errors import DatabaseAway, StorageAway
 from worker.loop_guard import LoopGuard
 from worker.service_manager import ServiceManager
@@ -37,7 +40,7 @@ from worker.store.api_data import DataStore
 from worker.store.api_keys import KeyStore
 from worker.store.database import Database
 from worker.store.tidying import TidyStore
-from worker.store.webhooks import WebhookStore
+from worker.store.webhooks import PURPOSE, WebhookStore
 from worker.tracing import TracedRequests, open_tracing
 
 _LOG: Final = structlog.get_logger("api")
@@ -66,20 +69,24 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         data=DataStore(database),
         webhooks=WebhookStore(database),
         watcher=Watcher(models),
+        encryption=Encryption(settings.encryption_keys, PURPOSE),
+        outward=Outward(
+            private=settings.api_webhook_private,
+            refused=parse_networks(settings.api_webhook_refused_networks),
+            proxy=parse_proxy(settings.api_webhook_proxy.get_secret_value()),
+            nameservers=parse_nameservers(settings.api_webhook_nameservers),
+        ),
+        registrations=Registrations(time.monotonic),
     )
     beside = (
         keyring.listen,
         api.watcher.look,
-        Sender(api.webhooks, private=settings.api_webhook_private).run,
-        Tidying(TidyStore(database), storage).run,
+        Sender(api.webhooks, api.encryption, api.outward).run,
+        Tidying(TidyStore(database), storage, api.webhooks, api.encryption).run,
     )
 
     app = FastAPI(
-        title="Custom Models",
-        lifespan=_lifespan(database, beside, api.readers),
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
+        title="Custom Models", lifespan=_lifespan(api, beside), docs_url=None, redoc_url=None, openapi_url=None
     )
     app.state.api = api
     for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS):
@@ -115,15 +122,14 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     return app
 
 
-def _lifespan(
-    database: Database, beside: tuple[Callable[[], Awaitable[None]], ...], readers: TextReaders
-) -> Callable[[FastAPI], Any]:
+def _lifespan(api: Api, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await database.open()
+        await api.database.open()
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(database.close)
-            stack.push_async_callback(readers.close)
+            stack.push_async_callback(api.database.close)
+            stack.push_async_callback(api.readers.close)
+            stack.push_async_callback(api.outward.aclose)
             running = [asyncio.ensure_future(_for_ever(run)) for run in beside]
 
             async def end() -> None:

@@ -5,8 +5,11 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
+from worker.encryption import parse_keys
 
 SECRETS_FOLDER = Path("/run/secrets")
 
@@ -14,7 +17,7 @@ SECRETS_FOLDER = Path("/run/secrets")
 class ApiSettings(BaseSettings):
     """What `python -m worker api` reads from ``WORKER_…`` variables."""
 
-    model_config = SettingsConfigDict(env_prefix="WORKER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WORKER_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr = Field(
         default=SecretStr("postgresql://127.0.0.1:5432/training"), description="Postgres 15 or newer"
@@ -73,6 +76,56 @@ class ApiSettings(BaseSettings):
         default=False,
         description="webhooks may go to http and to private addresses: for tests and closed networks only",
     )
+
+    api_webhook_refused_networks: str = Field(
+        default="",
+        description="networks that webhooks never go to, beside all internal and special ones, such as 192.0.2.0/24, "
+        "separated by commas",
+    )
+    api_webhook_proxy: SecretStr = Field(
+        default=SecretStr(""),
+        description="http://[user:password@]host:port of a proxy that opens the connections of webhooks by CONNECT, to "
+        "the address that was checked here; empty: none",
+    )
+    api_webhook_nameservers: str = Field(
+        default="",
+        description="name servers for the hosts of webhooks, as address or address:port, separated by commas; empty: "
+        "the system's",
+    )
+    api_encryption_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="keys that encrypt the secrets of webhooks, each base64 of 32 bytes (openssl rand -base64 32), the "
+        "newest first, separated by commas; empty: no webhook can be made",
+    )
+
+    @field_validator("api_encryption_keys")
+    @classmethod
+    def _keys_are_keys(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("api_webhook_refused_networks")
+    @classmethod
+    def _networks_are_networks(cls, value: str) -> str:
+        parse_networks(value)
+        return value
+
+    @field_validator("api_webhook_proxy")
+    @classmethod
+    def _proxy_is_a_proxy(cls, value: SecretStr) -> SecretStr:
+        parse_proxy(value.get_secret_value())
+        return value
+
+    @field_validator("api_webhook_nameservers")
+    @classmethod
+    def _nameservers_are_addresses(cls, value: str) -> str:
+        parse_nameservers(value)
+        return value
+
+    @cached_property
+    def encryption_keys(self) -> tuple[bytes, ...]:
+        """The encryption keys, the newest first."""
+        return parse_keys(self.api_encryption_keys.get_secret_value())
 
     @cached_property
     def origins(self) -> list[str]:

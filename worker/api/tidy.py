@@ -3,10 +3,12 @@
 import asyncio
 from typing import Final
 
+from worker.encryption import Encryption
 from worker.errors import DatabaseAway, StorageAway
 from worker.launchers.exchange.storage_word import exchange_prefix
 from worker.storage import Storage
 from worker.store.tidying import Purge, TidyStore
+from worker.store.webhooks import WebhookStore
 
 _EVERY_S: Final = 60.0
 
@@ -17,11 +19,15 @@ class Tidying:
     Args:
         store: what there is to remove.
         storage: where it lies.
+        webhooks: whose secrets are encrypted anew after a change of keys.
+        encryption: with the keys of now.
     """
 
-    def __init__(self, store: TidyStore, storage: Storage) -> None:
+    def __init__(self, store: TidyStore, storage: Storage, webhooks: WebhookStore, encryption: Encryption) -> None:
         self._store = store
         self._storage = storage
+        self._webhooks = webhooks
+        self._encryption = encryption
 
     async def run(self) -> None:
         """Tidy up for ever; what is away is tried again later."""
@@ -35,6 +41,7 @@ class Tidying:
 
     async def once(self) -> bool:
         """One round; True: there may be more to do."""
+        await self._webhooks.encrypt_all(self._encryption)
         await self._store.forget()
         await self._store.end_stale_uploads()
         removed = await self._store.remove(self._storage.delete)

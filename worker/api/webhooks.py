@@ -8,6 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
@@ -22,7 +23,9 @@ from worker.api.api import Api
 from worker.api.bodies import path_id, read_as, read_body
 from worker.api.models import offset_and_limit
 from worker.api.once import once
+from worker.api.outward import Outward
 from worker.api.problems import Refused, not_found
+from worker.encryption import CannotDecryptError, Encryption
 from worker.errors import DatabaseAway
 from worker.store import webhooks as store
 from worker.store.api_keys import Answer, Key, audit
@@ -37,6 +40,10 @@ _HELD_S: Final = 60.0
 _AT_ONCE: Final = 32
 """Deliveries under way; an organization has one of them, so that its silent receivers hold up nobody else's events."""
 _LOOK_S: Final = 1.0
+NO_KEY: Final = (
+    "No webhook can be made here yet: the operator of this installation has to set WORKER_API_ENCRYPTION_KEYS, "
+    "with which the secrets of webhooks are encrypted."
+)
 
 
 def organization_of(key: Key) -> int:
@@ -66,12 +73,15 @@ async def list_webhooks(api: Api, key: Key, request: Request) -> Response:
 
 
 async def create(api: Api, key: Key, request: Request) -> Response:
-    """POST /webhooks: the secret is shown once."""
+    """POST /webhooks: the secret is shown once, also where the request is repeated with its Idempotency-Key."""
     organization_id = organization_of(key)
+    if not api.encryption:
+        raise Refused("unavailable", NO_KEY)
     wanted, body = await read_as(request, WebhookWanted)
-    private = api.settings.api_webhook_private
     try:
-        await outward.resolve(outward.parse(wanted.url, private=private), private=private)
+        target = api.outward.parse(wanted.url)
+        async with api.registrations.turn(organization_id):
+            await api.outward.resolve(target)
     except (outward.AddressRefused, outward.NotDelivered) as refused:
         raise Refused("address_refused", str(refused), errors=[("url", "address_refused", str(refused))]) from None
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -79,11 +89,13 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     async def effect(connection: Connection) -> Answer:
         if await store.count(connection, organization_id) >= MOST_WEBHOOKS:
             raise Refused("quota_exceeded", f"An organization has at most {MOST_WEBHOOKS} webhooks.")
-        row = await store.create(connection, organization_id, wanted.url, secret)
+        row = await store.create(connection, organization_id, wanted.url, secret, api.encryption)
         await audit(
             connection, key, organization_id, "create_webhook", detail={"webhook": row["id"], "url": wanted.url}
         )
-        return present.answer(_show(row, secret), 201)
+        shown = present.answer(_show(row, secret), 201)
+        # What is kept for a repeat would put the secret into the database and its backups, and show it again.
+        return replace(shown, kept=present.answer(_show(row), 201).body)
 
     return await once(api.database, request, key, body, effect)
 
@@ -159,9 +171,10 @@ def signature(secret: str, event_id: str, timestamp: int, body: bytes) -> str:
 class Sender:
     """Sends what is due, several at once, until it is cancelled."""
 
-    def __init__(self, webhooks: WebhookStore, *, private: bool) -> None:
+    def __init__(self, webhooks: WebhookStore, encryption: Encryption, way: Outward) -> None:
         self._webhooks = webhooks
-        self._private = private
+        self._encryption = encryption
+        self._way = way
 
     async def run(self) -> None:
         """Send for ever; a database that is away is waited for."""
@@ -213,8 +226,26 @@ class Sender:
         else:
             await self._webhooks.end(delivery["id"], attempt, "waiting", status, error, RETRIES_S[attempt - 1])
 
+    def _secret(self, delivery: Record) -> str:
+        """The webhook's secret.
+
+        Raises:
+            CannotDecryptError: none of our keys decrypts it, or there is none.
+        """
+        if delivery["secret"] is not None:
+            return str(delivery["secret"])
+        if delivery["sealed_secret"] is None:
+            raise CannotDecryptError("the webhook has no secret")
+        owner = store.owner_of(delivery["webhook_id"], delivery["organization_id"])
+        return self._encryption.decrypt(delivery["sealed_secret"], owner)
+
     async def _attempt(self, delivery: Record) -> tuple[int | None, str | None]:
         """The answer's status and what went wrong."""
+        try:
+            secret = self._secret(delivery)
+        except CannotDecryptError as error:
+            _LOG.error("webhook secret", webhook=delivery["webhook_id"], error=str(error))
+            return None, "the secret cannot be decrypted here; the operator is told"
         body = json.dumps(delivery["body"], separators=(",", ":")).encode()
         event_id, now = str(delivery["event_id"]), int(time.time())
         headers = {
@@ -222,11 +253,10 @@ class Sender:
             "User-Agent": "speech-training-worker",
             "webhook-id": event_id,
             "webhook-timestamp": str(now),
-            "webhook-signature": signature(delivery["secret"], event_id, now, body),
+            "webhook-signature": signature(secret, event_id, now, body),
         }
         try:
-            target = outward.parse(delivery["url"], private=self._private)
-            status = await outward.post(target, headers, body, private=self._private)
+            status = await self._way.post(self._way.parse(delivery["url"]), headers, body)
         except (outward.AddressRefused, outward.NotDelivered) as failed:
             return None, str(failed)
         return status, None if 200 <= status < 300 else f"answered {status}"  # noqa: PLR2004 - what HTTP calls success

@@ -25,6 +25,7 @@ from worker.errors import DatabaseRefused
 from worker.launchers.environment import private_environment
 from worker.pipeline.importer import import_data as import_files
 from worker.settings import Settings
+from worker.storage.disk import own_folder
 
 _SOURCE = Path(__file__).parent.parent.parent
 
@@ -50,7 +51,7 @@ async def add_base_language(settings: Settings, options: argparse.Namespace) -> 
     except ValueError as error:
         return complain(f"these hyper-parameters cannot be used: {error}")
     storage = storage_of(settings)
-    settings.scratch.mkdir(parents=True, exist_ok=True)
+    own_folder(settings.scratch, "WORKER_SCRATCH", settings.mask)
     try:
         with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch:
             weights = Path(scratch) / "weights"

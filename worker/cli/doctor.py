@@ -8,17 +8,23 @@ import tempfile
 from pathlib import Path
 from uuid import uuid4
 
+from pydantic import ValidationError
 from rich.console import Console
 
+from worker.api.settings import read_api_settings
 from worker.app import storage_of
 from worker.cli.show import as_json
 from worker.confinement import IsolationUnavailable
 from worker.domain.finding import Finding
+from worker.encryption import Encryption
 from worker.errors import DatabaseAway, DatabaseRefused, SchemaNotReady, SchemaTooNew, WorkerError
 from worker.intake.topology import check as check_broker
 from worker.launchers.step_rules import found_means
+from worker.log import redacted
 from worker.settings import Settings
+from worker.store.database import Database
 from worker.store.migrations import check_schema
+from worker.store.webhooks import PURPOSE, WebhookStore
 
 _LEAST_FREE_BYTES = 5 * 2**30
 _MEND_ISOLATION = (
@@ -33,18 +39,19 @@ async def doctor(settings: Settings, options: argparse.Namespace) -> int:
         _database(settings),
         check_broker(settings.amqp_url.get_secret_value()),
         _storage(settings),
+        _webhooks(settings),
         _trainer(settings),
         _isolation(settings),
         _disk(settings),
     )
     findings = [finding for group in groups for finding in group]
     if options.json:
-        as_json([vars(finding) for finding in findings])
+        as_json([{**vars(finding), "what": redacted(finding.what)} for finding in findings])
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
         for finding in findings:
             mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
-            console.print(f"{mark} {finding.name}: {finding.what}", highlight=False)
+            console.print(f"{mark} {finding.name}: {redacted(finding.what)}", highlight=False)
             if finding.mend:
                 console.print(f"     → {finding.mend}", highlight=False)
     return 0 if all(finding.ok for finding in findings) else 1
@@ -82,7 +89,46 @@ async def _storage(settings: Settings) -> list[Finding]:
         mend = "Correct WORKER_STORAGE_URL and its credentials, or make the folder writable for this user."
         return [Finding("storage", ok=False, what=str(error), mend=mend)]
     what = "can be written, read and deleted in" if same else "gives back other bytes than were written"
-    return [Finding("storage", ok=same, what=what)]
+    return [Finding("storage", ok=same, what=what), *_closed(storage.local_path(key))]
+
+
+def _closed(path: Path | None) -> list[Finding]:
+    """Whether other users of this host can look into a folder of recordings."""
+    root = None if path is None else path.parent.parent
+    if root is None or not root.stat().st_mode & 0o007:
+        return []
+    mend = f"Close it: chmod -R o-rwx {root}. What is stored from now on is closed by WORKER_UMASK."
+    return [Finding("storage's rights", ok=False, what=f"every user of this host may look into {root}", mend=mend)]
+
+
+async def _webhooks(settings: Settings) -> list[Finding]:
+    """Every webhook's secret can be decrypted with the keys that are configured here.
+
+    Only the API needs them, so a host without keys is asked only whether anything waits for one.
+    """
+    mend = "Add the key back to WORKER_API_ENCRYPTION_KEYS (it may be the last one there), or delete those webhooks."
+    try:
+        encryption = Encryption(read_api_settings().encryption_keys, PURPOSE)
+    except ValidationError as error:
+        told = "; ".join(str(fault["msg"]) for fault in error.errors(include_input=False))
+        return [Finding("webhooks", ok=False, what=told, mend="Correct WORKER_API_ENCRYPTION_KEYS.")]
+    if not encryption:
+        what = "no WORKER_API_ENCRYPTION_KEYS here: an API with these settings makes and sends no webhooks"
+        return [Finding("webhooks", ok=True, what=what)]
+    database = Database(settings.database_url.get_secret_value(), size=2, name="doctor")
+    try:
+        await database.open()
+        try:
+            lost = await WebhookStore(database).of_unknown_keys(encryption)
+        finally:
+            await database.close()
+    except DatabaseAway as error:
+        return [Finding("webhooks", ok=False, what=str(error), mend="See database.")]
+    except DatabaseRefused:
+        return [Finding("webhooks", ok=True, what="this login may not look at webhooks: ask with the API's")]
+    if lost:
+        return [Finding("webhooks", ok=False, what=f"no key here decrypts the secrets of {lost} webhooks", mend=mend)]
+    return [Finding("webhooks", ok=True, what="every secret can be decrypted")]
 
 
 async def _trainer(settings: Settings) -> list[Finding]:

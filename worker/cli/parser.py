@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from pydantic import ValidationError
 
 from worker import __version__
 from worker.cli import catalogue, doctor, keys, letters, runs, serve, transcribe
+from worker.cli.show import misfit
 from worker.errors import WorkerError
 from worker.hardening import forbid_inspection
-from worker.log import configure_log
+from worker.log import configure_log, redacted, secrets_of
 from worker.settings import Settings, read_settings
 
 Command = Callable[[Settings, argparse.Namespace], Awaitable[int]]
@@ -138,15 +140,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = read_settings()
     except ValidationError as error:
-        for fault in error.errors():
-            print(f"WORKER_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}", file=sys.stderr)
-        return 2
-    configure_log(settings.log_level)
+        return misfit(error)
+    os.umask(settings.mask)
+    configure_log(settings.log_level, secrets=secrets_of(settings))
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return int(runner.run(options.do(settings, options)))
     except WorkerError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -2,9 +2,13 @@
 
 import argparse
 
+from pydantic import ValidationError
+
 from worker.app import run_worker, storage_of
-from worker.cli.show import complain, said
+from worker.cli.show import complain, misfit, said
+from worker.log import configure_log, secrets_of
 from worker.settings import Settings
+from worker.storage.disk import own_folder
 from worker.store.migrations import migrate as apply_migrations
 
 
@@ -20,9 +24,15 @@ async def api(settings: Settings, _options: argparse.Namespace) -> int:
         from worker.api.settings import read_api_settings  # noqa: PLC0415
     except ImportError as error:
         return complain(f"{error}: install the extra, pip install 'speech-training-worker[api]'")
+    try:
+        own = read_api_settings()
+    except ValidationError as error:
+        return misfit(error)
+    configure_log(settings.log_level, secrets=secrets_of(settings) | secrets_of(own))
+    own_folder(own.api_upload_folder, "WORKER_API_UPLOAD_FOLDER", settings.mask)
     storage = storage_of(settings)
     try:
-        await serve(read_api_settings(), storage)
+        await serve(own, storage)
     finally:
         await storage.aclose()
     return 0

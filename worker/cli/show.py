@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -59,3 +60,10 @@ def complain(message: str) -> int:
     """A sentence on standard error; the exit code 1."""
     print(message, file=sys.stderr)
     return 1
+
+
+def misfit(error: ValidationError) -> int:
+    """Say which settings do not fit, and why, without their values; the exit code."""
+    for fault in error.errors(include_input=False, include_url=False):
+        print(f"WORKER_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}", file=sys.stderr)
+    return 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from schemas import events
-from schemas.digest import tree_digest
+from schemas.digest import digest_of
 from schemas.steps import Source, StepSpec, checkpoint_prefix
 from worker.domain.run import Checkpoint, RunInputs
 from worker.errors import NotStored, Spoiled
@@ -15,6 +15,7 @@ from worker.pipeline.addresses import Address, proven
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.parts import Parts
 from worker.pipeline.patience import until_answered
+from worker.storage.beneath import digest_beneath
 
 _log = structlog.get_logger(__name__)
 
@@ -58,10 +59,16 @@ async def keep_checkpoint(attempt: Attempt, parts: Parts, spec: StepSpec, event:
 async def _stored(attempt: Attempt, parts: Parts, spec: StepSpec, event: events.Checkpoint) -> str:
     """Store the bytes that lie in the step's folder; where."""
     address = f"runs/{spec.run_id}/{attempt.run.attempt}/checkpoints/{event.steps_done:08d}"
-    folder = await asyncio.to_thread(_folder_of, spec, event)
-    if await asyncio.to_thread(tree_digest, folder) != event.sha256:
-        raise Spoiled(event.path)
-    await parts.storage.upload_folder(folder, address)
+    root = Path(spec.output)  # the step lives on, and may put a link in the place of whatever is below
+    try:
+        found = await asyncio.to_thread(digest_beneath, root, event.path)
+        if found != event.sha256:
+            raise Spoiled(event.path)
+        stored = await parts.storage.upload_folder(root, address, event.path)
+    except (ValueError, NotADirectoryError) as error:
+        raise Spoiled(str(error)) from error
+    if digest_of((file.path, file.sha256) for file in stored) != event.sha256:
+        raise Spoiled(event.path)  # swapped after the first look: its bytes stay unregistered, and go with the run's
     return address
 
 
@@ -82,14 +89,6 @@ async def _known(attempt: Attempt, parts: Parts, event: events.Checkpoint) -> bo
         lambda: parts.runs.checkpoints(attempt.run.id), parts.clock, what="list checkpoints"
     )
     return (event.steps_done, event.sha256) in {(known.steps_done, known.sha256) for known in registered}
-
-
-def _folder_of(spec: StepSpec, event: events.Checkpoint) -> Path:
-    root = Path(spec.output).resolve()
-    folder = (root / event.path).resolve()
-    if not folder.is_relative_to(root) or not folder.is_dir():
-        raise FileNotFoundError(event.path)
-    return folder
 
 
 async def _prune(attempt: Attempt, parts: Parts) -> None:

@@ -128,7 +128,7 @@ async def import_data(  # noqa: PLR0913 - where from, where to, and who is told
             return
         address = f"organizations/{organization_id}/models/{model_id}/data/{sha256}"
         if await storage.size(address) != size:
-            await storage.put_file(file.path, address)
+            await storage.put_file(await asyncio.to_thread(file.path.resolve), address)
         await data.add(
             model_id,
             organization_id,

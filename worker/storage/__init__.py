@@ -3,7 +3,7 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from worker.storage.files import FileStorage
+from worker.storage.files import PRIVATE, FileStorage
 from worker.storage.interface import Storage, StorageOptions, Stored, StoredFile
 from worker.storage.keys import check_key
 
@@ -25,7 +25,7 @@ def open_storage(url: str, options: StorageOptions | None = None) -> Storage:
         folder = Path(unquote(parts.path))
         if parts.netloc or not folder.is_absolute():
             raise ValueError(f"a file storage is file:///and/an/absolute/folder, not {url!r}")
-        return FileStorage(folder)
+        return FileStorage(folder, mask=options.mask if options else PRIVATE)
     if parts.scheme not in {"s3", "s3a", "gs", "az"} or not parts.netloc or parts.query:
         raise ValueError(f"not the address of a storage (file:///…, s3://…, gs://…, az://…): {url!r}")
     endpoint = options.endpoint if options else None

@@ -1,6 +1,7 @@
 """This host's own disk: its errors in our words, and what is left over on it."""
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -39,6 +40,49 @@ def writing_errors() -> Iterator[None]:
         if error.errno in _REFUSED:
             raise StorageRefused(str(error)) from error
         raise StorageAway(str(error)) from error
+
+
+def make_folder(folder: Path, mask: int) -> None:
+    """Make a folder and those above it that are missing, each with the rights that a mask leaves, whatever the umask.
+
+    Args:
+        folder: it may be there already; then it stays as it is.
+        mask: permission bits that are taken away.
+    """
+    try:
+        folder.mkdir(mode=0o777 & ~mask)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    except FileNotFoundError:
+        make_folder(folder.parent, mask)
+        make_folder(folder, mask)
+
+
+def own_folder(folder: Path, name: str, mask: int) -> None:
+    """Make a folder for this process, and refuse one that somebody else has made in its place.
+
+    Folders below the system's folder for temporary files can be made by every user of the host: whoever is first owns
+    what is put there later. One that the administrator (root) made counts as given to us.
+
+    Args:
+        folder: where.
+        name: of the setting that says so.
+        mask: permission bits that are taken away where it is made.
+
+    Raises:
+        StorageRefused: it belongs to somebody else, or is a link of somebody else's.
+        StorageAway: it cannot be made.
+    """
+    with writing_errors():
+        make_folder(folder, mask)
+        for state in (folder.lstat(), folder.stat()):
+            if state.st_uid not in {0, os.geteuid()}:
+                raise StorageRefused(
+                    f"{name}={folder} belongs to user {state.st_uid}, not to the user of this process "
+                    f"({os.geteuid()}): somebody may have made it in advance. Remove it, or set {name} to a folder of "
+                    "your own"
+                )
 
 
 def remove_older(folder: Path, age_s: float) -> int:

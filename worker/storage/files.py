@@ -7,19 +7,23 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Final, TypeVar
 
 from worker.errors import StorageRefused, TooLarge
-from worker.storage.disk import local_errors, remove_older, writing_errors
+from worker.storage.beneath import open_plain
+from worker.storage.disk import local_errors, make_folder, remove_older, writing_errors
 from worker.storage.interface import Key, Method, Storage, Stored, check_digest
 from worker.storage.keys import PARTIAL, check_key, check_prefix
 from worker.storage.spool import PIECE, spool
 
 Result = TypeVar("Result")
 
+PRIVATE: Final = 0o077
+"""Permission bits that are taken away unless somebody says otherwise: all of others' and of the group's."""
 _THREADS: Final = 4
 _RACES: Final = 20
 """How often other threads and processes may take a folder away as empty before something is put into it."""
@@ -30,14 +34,16 @@ class FileStorage(Storage):
 
     Args:
         root: the folder; made where it is missing.
+        mask: permission bits that no file or folder in it gets, whatever the umask is.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, mask: int = PRIVATE) -> None:
         self.root = root.absolute()
         self.url = self.root.as_uri()
+        self._mask = mask
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
         with writing_errors():
-            (self.root / PARTIAL).mkdir(parents=True, exist_ok=True)
+            make_folder(self.root / PARTIAL, mask)
 
     async def aclose(self) -> None:
         """Let go of the threads."""
@@ -61,12 +67,12 @@ class FileStorage(Storage):
         def put() -> bool:
             partial = self._partial()
             try:
-                partial.write_bytes(data)
-                sync(partial)
+                with self._created(partial) as file:
+                    file.write(data)
                 if only_if_absent:  # unlike a rename, a link fails where somebody was first
-                    _in_folder(path, lambda: os.link(partial, path))
+                    self._in_folder(path, lambda: os.link(partial, path))
                 else:
-                    _placed(partial, path)
+                    self._placed(partial, path)
             except FileExistsError:
                 return False
             else:
@@ -81,33 +87,57 @@ class FileStorage(Storage):
         target = self._path(key)
 
         def put() -> int:
-            if move:
-                sync(path)
-                try:
-                    return _placed(path, target)
-                except OSError as error:
-                    if error.errno != errno.EXDEV:  # another file system needs a copy
-                        raise
-            partial = self._partial()
-            try:
-                shutil.copyfile(path, partial, follow_symlinks=False)
-                sync(partial)
-                size = _placed(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with open_plain(path) as file:
+                if move:
+                    self._settle(file)
+                    try:
+                        return self._placed(path, target)
+                    except OSError as error:
+                        if error.errno != errno.EXDEV:  # another file system needs a copy
+                            raise
+                size = self._copied(file, target)
             if move:
                 path.unlink()
             return size
 
         return await self._do(put)
 
+    async def put_open(self, file: BufferedReader, key: str) -> int:
+        """See `Storage`."""
+        target = self._path(key)
+        return await self._do(lambda: self._copied(file, target))
+
+    def _copied(self, file: BufferedReader, target: Path) -> int:
+        partial = self._partial()
+        try:
+            file.seek(0)
+            with self._created(partial) as copy:
+                shutil.copyfileobj(file, copy, PIECE)
+            return self._placed(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _created(self, path: Path) -> Iterator[BufferedWriter]:
+        """A new file, whole on the disk when the block ends."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            self._settle(file)
+
+    def _settle(self, file: BufferedReader | BufferedWriter) -> None:
+        """Give a file the rights that files have here, and make it outlive a power cut."""
+        with suppress(PermissionError):  # a file system that knows no rights
+            os.fchmod(file.fileno(), 0o666 & ~self._mask)
+        os.fsync(file.fileno())
+
     async def put_stream(self, key: Key, chunks: AsyncIterator[bytes], limit_bytes: int) -> tuple[int, str]:
         """See `Storage`."""
         partial = self._partial()
         try:
             size, sha256 = await spool(chunks, partial, limit_bytes)
-            path = self._path(key(sha256) if callable(key) else key)
-            await self._do(lambda: _placed(partial, path))
+            await self.put_file(partial, key(sha256) if callable(key) else key, move=True)
         finally:
             await self._do(lambda: partial.unlink(missing_ok=True))
         return size, sha256
@@ -201,6 +231,25 @@ class FileStorage(Storage):
         del keep_bytes, unused_s
         return await self._do(lambda: remove_older(self.root / PARTIAL, partial_s))
 
+    def _placed(self, source: Path, target: Path) -> int:
+        """Rename a synced file to its name, so that a power cut leaves the old one or this; its size."""
+        size = source.stat().st_size
+        self._in_folder(target, lambda: source.replace(target))
+        return size
+
+    def _in_folder(self, target: Path, act: Callable[[], object]) -> None:
+        """Do something in a folder that is missing, or that a delete has just taken away as empty."""
+        for tries_left in reversed(range(_RACES)):
+            try:
+                make_folder(target.parent, self._mask)
+                act()
+            except FileNotFoundError:
+                if not tries_left:
+                    raise
+            else:
+                break
+        sync(target.parent)
+
     def local_path(self, key: str) -> Path:
         """See `Storage`."""
         return self._path(key)
@@ -214,27 +263,6 @@ class FileStorage(Storage):
         raise StorageRefused(
             f"files have no signed addresses ({method} {key}, {expires_s:.0f} s): use s3://, gs:// or az://"
         )
-
-
-def _placed(source: Path, target: Path) -> int:
-    """Rename a synced file to its name, so that a power cut leaves the old one or this; its size."""
-    size = source.stat().st_size
-    _in_folder(target, lambda: source.replace(target))
-    return size
-
-
-def _in_folder(target: Path, act: Callable[[], object]) -> None:
-    """Do something in a folder that is missing, or that a delete has just taken away as empty."""
-    for tries_left in reversed(range(_RACES)):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            act()
-        except FileNotFoundError:
-            if not tries_left:
-                raise
-        else:
-            break
-    sync(target.parent)
 
 
 def sync(path: Path) -> None:

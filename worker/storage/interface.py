@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Final, Literal
 
-from schemas.digest import digest_of, file_digest, tree_digest
+from schemas.digest import digest_of, file_digest, open_digest, tree_digest
 from worker.concurrency import all_of
 from worker.errors import NotStored, Spoiled
+from worker.storage.beneath import files_beneath, open_beneath
 
 Key = str | Callable[[str], str]
 """A storage key, or what makes one from the SHA-256 of the bytes, which is known only at their end."""
@@ -31,6 +33,7 @@ class StorageOptions:
             servers of one's own want it.
         ca_file: certificates (PEM) to trust beside the system's.
         patience_s: how long a storage may be away before that is an error.
+        mask: permission bits that files and folders on this host do not get.
         extra: further options of obstore's, by its names: for Google Cloud Storage and Azure.
     """
 
@@ -43,6 +46,7 @@ class StorageOptions:
     path_style: bool | None = None
     ca_file: Path | None = None
     patience_s: float = 60.0
+    mask: int = 0o077
     extra: dict[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -89,12 +93,24 @@ class Storage(abc.ABC):
         """Store a file's bytes.
 
         Args:
-            path: the file.
+            path: the file; a link is refused.
             key: where.
             move: the caller has no further use for the file; it is gone afterwards.
 
         Returns:
             Bytes stored.
+
+        Raises:
+            ValueError: it is no file.
+        """
+
+    @abc.abstractmethod
+    async def put_open(self, file: BufferedReader, key: str) -> int:
+        """Store all bytes of an open file, from its beginning; how many.
+
+        Args:
+            file: with a descriptor of its own; the caller closes it.
+            key: where.
         """
 
     @abc.abstractmethod
@@ -220,33 +236,33 @@ class Storage(abc.ABC):
         await self.delete(keys)
         return len(keys)
 
-    async def upload_folder(self, folder: Path, prefix: str, *, move: bool = False) -> list[StoredFile]:
+    async def upload_folder(self, folder: Path, prefix: str, inside: str = "") -> list[StoredFile]:
         """Store every file below a folder under a prefix.
 
+        The program that filled the folder may still be changing it: no link is followed, on no part of the way, and a
+        file's digest is that of the very file that was stored.
+
+        Args:
+            folder: made by ourselves.
+            prefix: where.
+            inside: only what lies in this folder below it.
+
         Returns:
-            Path relative to the folder, digest and size of each file, sorted by path.
+            Path relative to the folder (the inner one), digest and size of each file, sorted by path.
 
         Raises:
             ValueError: something in the folder is neither file nor folder; a link may lead anywhere.
+            OSError: the folder is not there.
         """
-        names = await asyncio.to_thread(_plain_files, folder)
+        names = await asyncio.to_thread(files_beneath, folder, inside)
 
         async def upload(name: str) -> StoredFile:
-            path = folder / name
-            sha256 = await asyncio.to_thread(file_digest, path)
-            return StoredFile(name, sha256, await self.put_file(path, f"{prefix}/{name}", move=move))
+            file = await asyncio.to_thread(open_beneath, folder, f"{inside}/{name}" if inside else name)
+            with file:
+                sha256 = await asyncio.to_thread(open_digest, file)
+                return StoredFile(name, sha256, await self.put_open(file, f"{prefix}/{name}"))
 
         return await all_of(names, upload, UPLOADS_AT_ONCE)
-
-
-def _plain_files(folder: Path) -> list[str]:
-    names = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"neither file nor folder: {path.relative_to(folder)}")
-        if path.is_file():
-            names.append(path.relative_to(folder).as_posix())
-    return names
 
 
 def check_digest(path: Path, sha256: str) -> None:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,6 +16,7 @@ from obstore import exceptions as foreign
 
 from worker.concurrency import all_of
 from worker.errors import NotStored, TooLarge
+from worker.storage.beneath import open_plain
 from worker.storage.cache import Cache
 from worker.storage.connect import connected
 from worker.storage.disk import remove_older, writing_errors
@@ -93,24 +95,34 @@ class RemoteStorage(Storage):
     async def put_file(self, path: Path, key: str, *, move: bool = False) -> int:
         """See `Storage`. Large files go up in parts, a few at once."""
         check_key(key)
-        size = (await asyncio.to_thread(path.stat)).st_size
-        if size <= PART_BYTES:
-            data = await asyncio.to_thread(path.read_bytes)
-            await self._do(lambda: obstore.put_async(self._store, key, data, use_multipart=False))
-        else:
-            part = max(PART_BYTES, size // _MOST_PARTS + 1)
-            await self._do(
-                lambda: obstore.put_async(
-                    self._store,
-                    key,
-                    path,
-                    use_multipart=True,
-                    chunk_size=part,
-                    max_concurrency=_PARTS_AT_ONCE,
-                )
-            )
+        with await asyncio.to_thread(open_plain, path) as file:
+            size = await self.put_open(file, key)
         if move:
             await asyncio.to_thread(path.unlink)
+        return size
+
+    async def put_open(self, file: BufferedReader, key: str) -> int:
+        """See `Storage`."""
+        check_key(key)
+        size = os.fstat(file.fileno()).st_size
+        if size <= PART_BYTES:
+            await asyncio.to_thread(file.seek, 0)
+            data = await asyncio.to_thread(file.read)
+            await self._do(lambda: obstore.put_async(self._store, key, data, use_multipart=False))
+            return len(data)
+        part = max(PART_BYTES, size // _MOST_PARTS + 1)
+        # The open file itself, by its name in /proc: each try reads it anew, and nobody can have put another there.
+        opened = Path(f"/proc/self/fd/{file.fileno()}")
+        await self._do(
+            lambda: obstore.put_async(
+                self._store,
+                key,
+                opened,
+                use_multipart=True,
+                chunk_size=part,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
+        )
         return size
 
     async def put_stream(self, key: Key, chunks: AsyncIterator[bytes], limit_bytes: int) -> tuple[int, str]:

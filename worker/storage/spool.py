@@ -5,13 +5,18 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from worker.errors import TooLarge
 from worker.storage.disk import writing_errors
 
 PIECE: Final = 1 << 20
 """Bytes read or written in one go."""
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file for us alone, whatever the umask."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb")
 
 
 async def spool(chunks: AsyncIterator[bytes], path: Path, limit_bytes: int) -> tuple[int, str]:
@@ -28,7 +33,7 @@ async def spool(chunks: AsyncIterator[bytes], path: Path, limit_bytes: int) -> t
     waiting = bytearray()
     size = 0
     with writing_errors():
-        file = await asyncio.to_thread(path.open, "xb")
+        file = await asyncio.to_thread(_created, path)
 
     def write(piece: bytes, *, last: bool) -> None:
         digest.update(piece)

@@ -11,8 +11,6 @@ from typing import Final, Literal
 from uuid import UUID, uuid4
 
 from schemas.status import TrainingStatus
-from worker.domain.moves import Moves
-from worker.domain.run import Fence
 from worker.errors import DatabaseRefused
 from worker.store.batch import Batch
 from worker.store.database import Connection, Database, Record, queries
@@ -252,8 +250,7 @@ async def stop_run(connection: Connection, run_id: UUID) -> bool:
     if asked is None or not asked["asked"]:
         return False
     if asked["status"] == TrainingStatus.READY_TO_RUN:
-        move = Moves.cancel_queued(Fence(asked["id"], asked["attempt"]))
-        await connection.fetch(_MOVES["settle_runs"], [move.row()])
+        await connection.fetch(_RUNS["cancel_waiting_run"], asked["id"], asked["attempt"], uuid4())
     return True
 
 

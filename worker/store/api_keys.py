@@ -35,11 +35,16 @@ class Key:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request was answered: kept for a repeat."""
+    """What a request was answered: kept for a repeat.
+
+    Attributes:
+        kept: what a repeat is answered instead of `body`, where that holds a secret that is shown once.
+    """
 
     status: int
     media_type: str | None
     body: bytes
+    kept: bytes | None = None
 
 
 class KeyStore:
@@ -122,7 +127,8 @@ async def keep_answer(
     connection: Connection, scope: tuple[int, str, str, str], body_sha256: bytes, answer: Answer
 ) -> None:
     """Keep an answer for 24 hours."""
-    await connection.execute(_Q["keep_answer"], *scope, body_sha256, answer.status, answer.media_type, answer.body)
+    body = answer.body if answer.kept is None else answer.kept
+    await connection.execute(_Q["keep_answer"], *scope, body_sha256, answer.status, answer.media_type, body)
 
 
 @asynccontextmanager

@@ -213,7 +213,7 @@ async def test_a_folder_goes_up_with_a_digest_for_each_file(storage, tmp_path):
     (folder / "b.bin").write_bytes(b"b")
     (folder / "sub/a.bin").write_bytes(b"aa")
     whole = tree_digest(folder)
-    files = await storage.upload_folder(folder, "runs/1/1/train", move=True)
+    files = await storage.upload_folder(folder, "runs/1/1/train")
     assert [(file.path, file.bytes) for file in files] == [("b.bin", 1), ("sub/a.bin", 2)]
     assert files[0].sha256 == hashlib.sha256(b"b").hexdigest()
     place = await storage.materialize("runs/1/1/train", sha256=whole)
