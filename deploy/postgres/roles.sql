@@ -55,8 +55,12 @@ grant select, insert, update on custom_models, training_runs, organization_count
 grant select, insert, update, delete on model_order, training_data, manifest_names, uploads, removals, idempotency_keys, webhooks,
     webhook_deliveries to training_api;
 grant select, insert on run_transitions, outbox, audit_log to training_api;
-grant select on model_versions, run_checkpoints, quotas, workers to training_api;
-grant select, delete on step_outputs to training_api; -- with the data that they were made from
+grant select on model_versions, quotas, workers to training_api;
+grant select, delete on step_outputs, run_checkpoints to training_api; -- with the data that they were made from
+grant select, insert, delete on erasures to training_api;
+-- What a customer has deleted leaves versions and the audit trail too, which the API may not change itself.
+grant execute on function clear_deleted_model(bigint), clear_removed_files(bigint, text[], timestamptz),
+    forget_untrained_models(integer) to training_api;
 grant usage on sequence language_ids to training_api;
 
 -- Dashboards and autoscalers look at runs; never at keys, secrets or customers' data.

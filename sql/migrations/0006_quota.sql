@@ -261,6 +261,27 @@ end
 $$;
 revoke execute on function clear_deleted_model(bigint) from public;
 
+-- Ends the rows of models that were cleared a week ago and never trained, at most so many; how many. What made and
+-- deleted models in a loop leaves nothing behind; a model that trained keeps its row, as its runs do.
+create function forget_untrained_models(most integer) returns bigint
+language sql security definer
+set search_path = public, pg_temp
+as $$
+    with gone as (
+        delete from custom_models where id in (
+            select m.id from custom_models m
+            where m.cleared_at < now() - interval '7 days'
+                and not exists (select from training_runs r where r.custom_model_id = m.id)
+                and not exists (select from removals r where r.custom_model_id = m.id)
+                and not exists (select from erasures e where e.custom_model_id = m.id)
+                and not exists (select from training_data d where d.custom_model_id = m.id)
+                and not exists (select from uploads u where u.custom_model_id = m.id)
+            order by m.cleared_at limit least(greatest(most, 0), 10000))
+        returning 1)
+    select count(*) from gone
+$$;
+revoke execute on function forget_untrained_models(integer) from public;
+
 -- Takes what runs said about some files of a model, up to a moment, out of its rows.
 create function clear_removed_files(model_id bigint, names text[], until timestamptz) returns void
 language plpgsql security definer

@@ -179,14 +179,8 @@ where i.custom_model_id = $1 and i.method <> 'DELETE' and i.status < 300
 update custom_models set cleared_at = case when purged_at is not null then now() end, purged_at = coalesce(purged_at, now()) where id = $1
 
 -- name: forget_models
--- Deleted models that never trained: no message and no run can ask for them any more.
-delete from custom_models where id in (
-    select m.id from custom_models m
-    where m.cleared_at < now() - interval '7 days'
-        and not exists (select from training_runs r where r.custom_model_id = m.id)
-        and not exists (select from removals r where r.custom_model_id = m.id)
-        and not exists (select from erasures e where e.custom_model_id = m.id)
-    order by m.cleared_at limit $1)
+-- Deleted models that never trained: no message and no run can ask for them any more; how many.
+select forget_untrained_models($1::integer) as n
 
 -- name: to_erase
 -- A model whose removed files runs may have read, none of which is active: they and what it ran before they went.

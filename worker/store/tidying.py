@@ -71,9 +71,9 @@ class TidyStore:
             await self._database.execute(_Q["forget_answers"], _ROWS_AT_ONCE),
             await self._database.execute(_WEBHOOKS["forget_deliveries"]),
             await self._database.execute(_WEBHOOKS["forget_webhooks"], _ROWS_AT_ONCE),
-            await self._database.execute(_Q["forget_models"], _ROWS_AT_ONCE),
         ]
-        return max(removed) >= _ROWS_AT_ONCE
+        models = await self._database.fetch_row(_Q["forget_models"], _ROWS_AT_ONCE)
+        return max(*removed, 0 if models is None else models["n"]) >= _ROWS_AT_ONCE
 
     async def end_stale_uploads(self) -> None:
         """Files that nobody sends any more."""
