@@ -208,6 +208,8 @@ create table erasures (
     created_at timestamptz not null default db_now()
 );
 create index erasures_of_model on erasures (custom_model_id, id);
+-- Set when all that a run stored but its log and its version is gone, with a file that it read.
+alter table training_runs add column erased_at timestamptz;
 
 -- Which model a kept answer tells of: its address names it, or it is the model that was made.
 alter table idempotency_keys add column custom_model_id bigint;
@@ -295,7 +297,8 @@ begin
             and (r.figures is distinct from without_files(r.figures, 'examples', names)
                 or r.data_report is distinct from without_files(r.data_report, 'rejections', names));
     update model_versions v set figures = without_files(v.figures, 'examples', names)
-        where v.custom_model_id = model_id and v.created_at <= until
+        where v.custom_model_id = model_id
+            and exists (select from training_runs r where r.id = v.run_id and r.created_at <= until)
             and v.figures is distinct from without_files(v.figures, 'examples', names);
 end
 $$;

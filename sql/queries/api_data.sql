@@ -183,14 +183,16 @@ update custom_models set cleared_at = case when purged_at is not null then now()
 select forget_untrained_models($1::integer) as n
 
 -- name: to_erase
--- A model whose removed files runs may have read, none of which is active: they and what it ran before they went.
+-- A model whose removed files runs may have read, none of which is active. Ten minutes after the first of them, so that
+-- files removed one by one are looked for together.
 select e.custom_model_id as model_id, m.organization_id, array_agg(e.id) as ids, array_agg(e.name) as names, max(e.created_at) as until
 from (
     select e.id, e.custom_model_id, e.name, e.created_at
     from erasures e
     where e.custom_model_id = (
         select f.custom_model_id from erasures f
-        where not exists (select from training_runs a where a.custom_model_id = f.custom_model_id and a.ended_at is null)
+        where f.created_at < db_now() - interval '10 minutes'
+            and not exists (select from training_runs a where a.custom_model_id = f.custom_model_id and a.ended_at is null)
         order by f.id limit 1)
     order by e.id limit $1) e
 join custom_models m on m.id = e.custom_model_id
@@ -199,7 +201,7 @@ group by 1, 2
 -- name: runs_that_read
 -- Runs of a model that were asked for before a moment or are active, with their report and the version that came of them.
 select r.id, r.report_address, (select v.address from model_versions v where v.run_id = r.id) as version_address,
-    r.ended_at is null as active
+    r.ended_at is null as active, r.erased_at is not null as erased
 from training_runs r
 where r.custom_model_id = $1 and (r.created_at <= $2 or r.ended_at is null)
 
@@ -216,6 +218,10 @@ delete from run_checkpoints where run_id = any ($1::uuid[])
 -- name: clear_removed_files
 -- What runs said about removed files.
 select clear_removed_files($1::bigint, $2::text[], $3::timestamptz)
+
+-- name: runs_erased
+-- Nothing that these runs stored is left but their logs, versions and reports.
+update training_runs set erased_at = db_now() where id = any ($1::uuid[])
 
 -- name: forget_report
 -- The page is gone; the summary made from figures is shown in its place.

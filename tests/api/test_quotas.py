@@ -254,3 +254,17 @@ class TestDefaults:
         other = await stranger.model()
         assert (await begin(stranger, other, 10)).status_code == 201  # one customer's use is nothing to another
         assert list(Path(live.settings.api_upload_folder).glob("*")) == []
+
+
+class TestWebhooks:
+    @pytest.fixture
+    def api_settings(self) -> dict[str, Any]:
+        return {"api_webhook_private": True}
+
+    async def test_racing_registrations_never_get_beyond_the_limit(self, live, customer):
+        answers = await asyncio.gather(
+            *(customer.http.post("/webhooks", json={"url": f"http://127.0.0.1:9/{n}"}) for n in range(14))
+        )
+        assert sorted(answer.status_code for answer in answers) == [201] * 10 + [403] * 4
+        rows = await live.database.fetch("select from webhooks where disabled_at is null")
+        assert len(rows) == 10

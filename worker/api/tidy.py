@@ -61,7 +61,8 @@ class Tidying:
         """Everything that the runs stored but logs and versions; pages that name the files. The runs of those pages."""
         without_report = []
         for run in erasure.runs:
-            await self._storage.delete([key async for key in self._made_of_data(run)])
+            if not run.erased:
+                await self._storage.delete([key async for key in self._made_of_data(run)])
             if run.report_address is not None and await self._names_any(run.report_address, erasure.names):
                 await self._storage.delete([run.report_address])
                 without_report.append(run.id)

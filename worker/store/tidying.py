@@ -34,11 +34,13 @@ class RunRead:
     Attributes:
         report_address: its page, where it has one.
         version_address: of the version that came of it, where one did.
+        erased: nothing else that it stored is left but its log.
     """
 
     id: UUID
     report_address: str | None
     version_address: str | None
+    erased: bool
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class TidyStore:
     async def _next_purge(self, turn: Connection) -> Purge | None:
         """The next model that no other process works on."""
         for row in await turn.fetch(_Q["to_purge"], _CANDIDATES):
-            if (await turn.fetchrow(_Q["take_purge"], row["id"]))["mine"]:
+            taken = await turn.fetchrow(_Q["take_purge"], row["id"])
+            if taken is not None and taken["mine"]:
                 return Purge(row["id"], row["organization_id"], tuple(row["runs"]))
         return None
 
@@ -142,7 +145,9 @@ class TidyStore:
             read = await connection.fetch(_Q["runs_that_read"], row["model_id"], row["until"])
             if any(run["active"] for run in read):  # it began just now: another time
                 return True
-            runs = tuple(RunRead(run["id"], run["report_address"], run["version_address"]) for run in read)
+            runs = tuple(
+                RunRead(run["id"], run["report_address"], run["version_address"], run["erased"]) for run in read
+            )
             await connection.execute(_Q["forget_data_of_runs"], row["organization_id"], [run.id for run in runs])
             await connection.execute(_Q["forget_checkpoints_of_runs"], [run.id for run in runs])
         found = Erasure(
@@ -150,6 +155,7 @@ class TidyStore:
         )
         without_report = await delete(found)
         async with self._database.transaction() as connection:
+            await connection.execute(_Q["runs_erased"], [run.id for run in runs if not run.erased])
             for run_id in without_report:
                 await connection.execute(_Q["forget_report"], run_id)
             await connection.execute(_Q["clear_removed_files"], found.model_id, list(found.names), found.until)

@@ -1,12 +1,16 @@
 """What was fetched is kept by its content, and the oldest goes first."""
 
 import asyncio
+import hashlib
 import os
 import time
 
 import pytest
+from obstore.store import LocalStore
 
 from worker.storage.cache import Cache
+from worker.storage.interface import StorageOptions
+from worker.storage.remote import RemoteStorage
 
 DAY = 86_400.0
 OLD, NEWER = "aa" + "0" * 62, "bb" + "0" * 62
@@ -77,3 +81,22 @@ async def test_what_was_fetched_from_a_place_goes_when_that_is_deleted_and_nothi
     await cache.kept(NEWER, fill)  # used just now
     assert (cache.origins(unused_s=3600), cache.forget({"a"}, unused_s=3600)) == (set(), 0)
     assert cache.trim(keep_bytes=0, unused_s=0) == 1000
+
+
+async def test_a_remote_storage_knows_where_it_fetched_what_it_keeps(tmp_path):
+    storage = RemoteStorage(
+        "s3://bucket", StorageOptions(cache=tmp_path / "cache", access_key_id="a", secret_access_key="b")
+    )
+    (tmp_path / "bucket").mkdir()
+    storage._store = LocalStore(tmp_path / "bucket")  # another of obstore's stores: no server is needed to fetch
+    digests = {}
+    for key in ("organizations/1/models/2/data/a", "organizations/1/models/3/data/b"):
+        await storage.put_bytes(key, key.encode())
+        digests[key] = hashlib.sha256(key.encode()).hexdigest()
+        assert (await storage.materialize(key, sha256=digests[key])).read_bytes() == key.encode()
+    assert await storage.fetched(0) == set(digests)
+    gone, stays = digests
+    assert await storage.forget_fetched({gone}, 0) == len(gone)
+    assert await storage.fetched(0) == {stays}
+    assert (await storage.materialize(gone, sha256=digests[gone])).read_bytes() == gone.encode()
+    assert await storage.tidy(1 << 40, 0, 1e9, oldest_s=0) == len(gone) + len(stays)
