@@ -163,18 +163,26 @@ language plpgsql
 as $$
 begin
     if tg_op = 'INSERT' then
+        perform from organization_counts c
+            where c.organization_id = any (array(
+                select distinct m.organization_id from new_removals r join custom_models m on m.id = r.custom_model_id where r.bytes > 0))
+            order by c.organization_id for no key update;
         update organization_counts c set arriving_bytes = c.arriving_bytes + d.arriving, leaving_bytes = c.leaving_bytes + d.leaving
         from (
             select m.organization_id, sum(case when r.arriving then r.bytes else 0 end) as arriving,
                 sum(case when r.arriving then 0 else r.bytes end) as leaving
-            from new_removals r join custom_models m on m.id = r.custom_model_id where r.bytes > 0 group by 1 order by 1) d
+            from new_removals r join custom_models m on m.id = r.custom_model_id where r.bytes > 0 group by 1) d
         where c.organization_id = d.organization_id;
     else
+        perform from organization_counts c
+            where c.organization_id = any (array(
+                select distinct m.organization_id from old_removals r join custom_models m on m.id = r.custom_model_id where r.bytes > 0))
+            order by c.organization_id for no key update;
         update organization_counts c set arriving_bytes = c.arriving_bytes - d.arriving, leaving_bytes = c.leaving_bytes - d.leaving
         from (
             select m.organization_id, sum(case when r.arriving then r.bytes else 0 end) as arriving,
                 sum(case when r.arriving then 0 else r.bytes end) as leaving
-            from old_removals r join custom_models m on m.id = r.custom_model_id where r.bytes > 0 group by 1 order by 1) d
+            from old_removals r join custom_models m on m.id = r.custom_model_id where r.bytes > 0 group by 1) d
         where c.organization_id = d.organization_id;
     end if;
     return null;

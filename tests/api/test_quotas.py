@@ -183,6 +183,28 @@ async def test_a_file_sent_again_unchanged_keeps_its_bytes_and_leaves_no_second_
     assert await live.database.fetch("select * from removals") == []
 
 
+async def test_a_file_whose_bytes_were_lost_is_healed_by_sending_it_again(live, customer):
+    model = await customer.model()
+    await send(customer, model, ("a.txt", b"words"))
+    [lost] = on_disk(live)
+    await live.storage.delete([lost])
+    assert (await send(customer, model, ("a.txt", b"words"))).status_code == 201
+    [healed] = on_disk(live)
+    row = await live.database.fetch_row("select address from training_data")
+    assert row["address"] == healed != lost
+
+
+async def test_a_repeat_of_what_used_up_the_quota_gets_its_answer(live, customer):
+    model = await customer.model()
+    await limited(live, customer, bytes=5)
+    once = {"Idempotency-Key": "one"}
+    path, files = f"/custom_models/{model['id']}/data", [("f", ("a.txt", b"words"))]
+    first = await customer.http.post(path, files=files, headers=once)
+    again = await customer.http.post(path, files=files, headers=once)
+    assert (first.status_code, again.status_code, again.json()) == (201, 201, first.json())
+    refused(await customer.http.post(path, files=files))
+
+
 async def test_a_repeated_request_leaves_nothing_of_what_it_sent_again(live, customer):
     model = await customer.model()
     for _ in range(2):

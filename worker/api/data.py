@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 import structlog
@@ -14,7 +15,7 @@ from worker.api.bodies import path_id
 from worker.api.contents import checked_kind
 from worker.api.incoming import Arrived, Incoming, incoming
 from worker.api.models import offset_and_limit
-from worker.api.once import once
+from worker.api.once import answered_before, once, repeated
 from worker.api.problems import Refused, not_found
 from worker.concurrency import all_of
 from worker.errors import DatabaseAway, StorageAway
@@ -43,14 +44,24 @@ async def upload(api: Api, key: Key, request: Request) -> Response:
     """POST /custom_models/{id}/data: several files, each with its verdict."""
     model = await api.model(key, path_id(request.path_params["id"]))
     async with api.upload_slot(model["organization_id"]):
-        room = await quotas.room_bytes(api, model["organization_id"])
-        async with incoming(request, api.settings, room) as arriving, kept(api, model, arriving.arrived) as items:
+        # A repeat gets its answer, although what it repeats has used up the quota.
+        again = await answered_before(api.database, request, key)
+        room = api.settings.api_largest_request_bytes
+        if not again:
+            room = await quotas.room_bytes(api, model["organization_id"])
+        async with incoming(request, api.settings, room) as arriving:
+            told = await repeated(api.database, request, key, arriving.digest())
+            return await _keep(api, key, request, model, arriving) if told is None else told
 
-            async def effect(connection: Connection) -> Answer:
-                rows = await add(api, connection, key, model, items)
-                return present.answer(_uploaded(rows, arriving), 201)
 
-            return await once(api.database, request, key, arriving.digest(), effect)
+async def _keep(api: Api, key: Key, request: Request, model: Record, arriving: Incoming) -> Response:
+    async with kept(api, model, arriving.arrived) as items:
+
+        async def effect(connection: Connection) -> Answer:
+            rows = await add(api, connection, key, model, items)
+            return present.answer(_uploaded(rows, arriving), 201)
+
+        return await once(api.database, request, key, arriving.digest(), effect)
 
 
 def _uploaded(rows: list[Record], arriving: Incoming) -> dict[str, object]:
@@ -81,7 +92,7 @@ async def kept(api: Api, model: Record, files: list[Arrived], announced: int = 0
         await quotas.check(api, connection, model["organization_id"], "bytes", "leaving")
     try:
         await _put(api, files, items)
-        yield items
+        yield await _compared(api, model, items)
     except Refused:  # rolled back; after any other error nobody knows, and the bytes go when their time has come
         await discard(api, model, list(sizes))
         raise
@@ -104,6 +115,19 @@ def _new_items(model: Record, files: list[Arrived]) -> list[NewItem]:
         )
         for file in files
     ]
+
+
+async def _compared(api: Api, model: Record, items: list[NewItem]) -> list[NewItem]:
+    """The files with what is known of those that hold the same as the ones they replace, where that is still stored."""
+    known = {row["name"]: row for row in await api.data.named(model["id"], [item.name for item in items])}
+
+    async def compared(item: NewItem) -> NewItem:
+        row = known.get(item.name)
+        if row is None or row["sha256"] != item.sha256 or await api.storage.size(row["address"]) != item.bytes:
+            return item
+        return replace(item, same_as=row["address"])
+
+    return await all_of(items, compared, _STORED_AT_ONCE)
 
 
 async def _put(api: Api, files: list[Arrived], items: list[NewItem]) -> None:

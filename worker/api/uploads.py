@@ -60,7 +60,10 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     async def effect(connection: Connection) -> Answer:
         await api_data.hold(connection, model["id"])
         if await api_data.count_uploads(connection, model["id"]) >= MOST_UPLOADS:
-            raise Refused("quota_exceeded", f"At most {MOST_UPLOADS} files may be on their way to one model.")
+            raise Refused(
+                "quota_exceeded",
+                f"At most {MOST_UPLOADS} files may be on their way to one model. Finish or delete unfinished uploads.",
+            )
         row = await api_data.create_upload(
             connection, uuid4(), model["id"], model["organization_id"], name, wanted.split, wanted.bytes
         )

@@ -18,6 +18,7 @@ class NewItem:
 
     Attributes:
         audio_names: what a manifest names; empty for everything else.
+        same_as: where the same bytes lie already, seen there, as those of the model's file of this name.
     """
 
     name: str
@@ -28,6 +29,7 @@ class NewItem:
     duration_s: float | None
     split: str | None
     audio_names: tuple[str, ...] = ()
+    same_as: str | None = None
 
     @property
     def stem(self) -> str:
@@ -53,6 +55,10 @@ class DataStore:
     async def unowned(self, model_id: int, addresses: Sequence[str]) -> list[str]:
         """Those of a request's addresses that no file owns."""
         return [row["address"] for row in await self.database.fetch(_Q["unowned"], model_id, addresses)]
+
+    async def named(self, model_id: int, names: Sequence[str]) -> Sequence[Record]:
+        """What a model has under these names."""
+        return await self.database.fetch(_Q["named"], model_id, names)
 
     async def settle(self, model_id: int, addresses: Sequence[str]) -> None:
         """What a request wrote down as about to be stored lies in storage no more."""
@@ -134,7 +140,8 @@ async def add(
 
 
 def _on_known_bytes(new: NewItem, known: Record | None) -> NewItem:
-    return replace(new, address=known["address"]) if known is not None and known["sha256"] == new.sha256 else new
+    same = known is not None and known["sha256"] == new.sha256 and known["address"] == new.same_as
+    return replace(new, address=new.same_as) if same and new.same_as is not None else new
 
 
 async def _give_up(connection: Connection, model_id: int, rows: Sequence[Record]) -> None:
