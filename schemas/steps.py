@@ -99,6 +99,8 @@ class Verdict(Wire):
     reason_code: str | None = None
     reason: str | None = None
     duration_s: float | None = None
+    recording_s: float | None = None
+    """Seconds of the whole recording as its decoder found them; ``duration_s`` is of the part that is used."""
     split: Literal["train", "dev", "test"] | None = None
     count: int = Field(default=1, ge=1)
     """How many of its kind it stands for, where a file has too many of one to spell out."""

@@ -165,7 +165,11 @@ class App:
         amqp_url = settings.amqp_url.get_secret_value()
         self._relay = Relay(amqp_url, self._outbox, declare, self.metrics, tracing=self._tracing)
         self._intake = Intake(amqp_url, self._runs, self._dispatcher.take_in, self.metrics, tracing=self._tracing)
-        self._janitor = Janitor(JanitorStore(self._database), self._storage, settings.scratch, Retention(), clock)
+        retention = Retention(
+            cache_oldest_s=settings.cache_oldest_s,
+            cache_unused_s=min(Retention.cache_unused_s, settings.cache_oldest_s),
+        )
+        self._janitor = Janitor(JanitorStore(self._database), self._storage, settings.scratch, retention, clock)
         self._health = HealthServer(
             self.metrics.registry, self._readiness, settings.observe_host, settings.observe_port
         )

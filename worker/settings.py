@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     storage_options: dict[str, str] = Field(
         default_factory=dict, description="further options of obstore's as JSON, for Google Cloud Storage and Azure"
     )
+    cache_oldest_s: float = Field(
+        default=7 * 86_400,
+        gt=0,
+        description="what was fetched from a remote storage and not used for so long is removed from this host",
+    )
     tidy_s: float = Field(default=600, gt=0, description="how often spent artifacts and old scratch are removed")
 
     @model_validator(mode="after")

@@ -412,7 +412,7 @@ export class CustomModelsClient {
     return check<Model>(await answer.json(), "Model", shapes);
   }
 
-  /** Remove one file. */
+  /** Remove one file, and what runs made of it but the weights of versions. */
   async deleteData(id: number, data_id: number, options: { "Idempotency-Key"?: string } = {}): Promise<undefined> {
     await this.send("DELETE", `/api/v3/custom_models/${id}/data/${data_id}`, 204, { body: undefined, options: options, query: [] });
     return undefined;

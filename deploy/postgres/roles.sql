@@ -83,8 +83,12 @@ grant select, insert, update, delete on model_order, training_data, manifest_nam
 -- read and emptied.
 grant select, insert (organization_id, url), update (secret, sealed_secret, disabled_at), delete on webhooks to training_api;
 grant select, insert (api_key_id, organization_id, action, custom_model_id, run_id, detail) on audit_log to training_api;
-grant select on model_versions, quotas to training_api;
-grant select, delete on step_outputs to training_api; -- with the data that they were made from
+grant select on model_versions, quotas, workers to training_api;
+grant select, delete on step_outputs, run_checkpoints to training_api; -- with the data that they were made from
+grant select, insert, delete on erasures to training_api;
+-- What a customer has deleted leaves versions and the audit trail too, which the API may not change itself.
+grant execute on function clear_deleted_model(bigint), clear_removed_files(bigint, text[], timestamptz),
+    forget_untrained_models(integer) to training_api;
 grant usage on sequence language_ids to training_api;
 
 -- Dashboards and autoscalers look at where runs stand; never at keys, secrets or what customers said, named or uploaded:

@@ -56,18 +56,38 @@ select id, key, name from base_languages order by key collate "C"
 
 -- name: counts_of
 -- An organization's exact counts, and the revision that any change of its models moves.
-select models, stored_bytes, stored_ms, revision from organization_counts where organization_id = $1
+select models, stored_bytes, stored_ms, revision, stored_files, manifest_names, uploads, upload_bytes, arriving_bytes,
+    leaving_bytes, case when changes_on = current_date then changes else 0 end as changes
+from organization_counts where organization_id = $1
+
+-- name: hold_counts
+-- An organization's counts, which stay as they are until the transaction ends.
+select models, stored_bytes, stored_ms, revision, stored_files, manifest_names, uploads, upload_bytes, arriving_bytes,
+    leaving_bytes, case when changes_on = current_date then changes else 0 end as changes
+from organization_counts where organization_id = $1 for no key update
+
+-- name: count_changes
+-- So many more things that an organization made today; the day begins at midnight of the server.
+insert into organization_counts as c (organization_id, changes, changes_on) values ($1, $2, current_date)
+on conflict (organization_id) do update
+    set changes = case when c.changes_on = current_date then c.changes else 0 end + $2, changes_on = current_date
+returning changes
 
 -- name: quota_of
 -- An organization's own limits, where it has any, and what it has waiting.
-select q.max_models, q.max_stored_hours, q.max_waiting, o.waiting
+select o.waiting, q.max_models, q.max_stored_hours, q.max_waiting, q.max_stored_bytes, q.max_files, q.max_uploads,
+    q.max_manifest_names, q.max_changes
 from organizations o left join quotas q on q.organization_id = o.id where o.id = $1
 
 -- name: set_quota
 -- An organization's own limits; null is the settings' default.
-insert into quotas (organization_id, max_models, max_stored_hours, max_waiting) values ($1, $2, $3, $4)
+insert into quotas (organization_id, max_models, max_stored_hours, max_waiting, max_stored_bytes, max_files, max_uploads,
+    max_manifest_names, max_changes)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (organization_id) do update set max_models = excluded.max_models,
-    max_stored_hours = excluded.max_stored_hours, max_waiting = excluded.max_waiting
+    max_stored_hours = excluded.max_stored_hours, max_waiting = excluded.max_waiting,
+    max_stored_bytes = excluded.max_stored_bytes, max_files = excluded.max_files, max_uploads = excluded.max_uploads,
+    max_manifest_names = excluded.max_manifest_names, max_changes = excluded.max_changes
 
 -- name: versions
 -- What a model has published, the newest first.

@@ -94,3 +94,8 @@ where id = $1 and attempts = $2 and status = 'waiting'
 -- The delivery log goes back thirty days.
 delete from webhook_deliveries where id in (
     select id from webhook_deliveries where ended_at < now() - interval '30 days' order by id limit 1000)
+
+-- name: forget_webhooks
+-- Deleted webhooks go with the last entry of their delivery log.
+delete from webhooks where id in (
+    select id from webhooks where disabled_at < now() - interval '30 days' order by disabled_at limit $1)

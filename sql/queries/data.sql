@@ -6,6 +6,7 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 on conflict (custom_model_id, name) do update set stem = excluded.stem, kind = excluded.kind, bytes = excluded.bytes,
     sha256 = excluded.sha256, address = excluded.address, duration_s = excluded.duration_s, split = excluded.split,
     speaker = excluded.speaker, verdict = excluded.verdict, reason_code = excluded.reason_code, reason = excluded.reason,
+    used_s = null,
     created_at = now()
 returning id
 
@@ -58,13 +59,13 @@ with owner as materialized (
     -- File by file: joined to the model, each page would read all of a large model's files.
     select v.*
     from owner o
-    cross join unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::double precision[])
-        as v (id, verdict, reason_code, reason, duration_s)
+    cross join unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::double precision[], $8::double precision[])
+        as v (id, verdict, reason_code, reason, used_s, recording_s)
     cross join lateral (
         select from training_data d where d.id = v.id and d.custom_model_id = o.custom_model_id offset 0) mine
 )
 update training_data d
 set verdict = f.verdict, reason_code = f.reason_code, reason = f.reason,
-    duration_s = coalesce(f.duration_s, d.duration_s)
+    duration_s = coalesce(f.recording_s, d.duration_s, f.used_s), used_s = f.used_s
 from found f
 where d.id = f.id

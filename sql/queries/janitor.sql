@@ -57,3 +57,21 @@ update training_runs set tidied_at = db_now() where id = any ($1::uuid[])
 -- name: attempts_under_way
 -- Which of these runs are running, and in which attempt; runs unknown here are not in the answer.
 select r.id, case when r.status = 3 then r.attempt end as attempt from training_runs r where r.id = any ($1::uuid[])
+
+-- name: deleted_keys
+-- Keys of training data that no row owns any more; and of runs that are over, what no row names, or all of it where
+-- the model is deleted. Keys of runs that this database does not know stay.
+select k.key
+from unnest($1::text[]) as k (key)
+where case
+    when k.key ~ '^organizations/[0-9]+/models/[0-9]+/data/'
+        then not exists (select from training_data d where d.address = k.key offset 0)
+    when k.key ~ '^runs/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/' then exists (
+        select from training_runs r join custom_models m on m.id = r.custom_model_id
+        where r.id = split_part(k.key, '/', 2)::uuid and r.ended_at is not null
+            and (m.deleted_at is not null
+                or not exists (select from model_versions v where v.run_id = r.id and starts_with(k.key, v.address))
+                and not exists (select from step_outputs s
+                    where s.organization_id = r.organization_id and starts_with(k.key, s.address)))
+        offset 0)
+    else false end

@@ -6,6 +6,7 @@ import json
 from pydantic import SecretStr
 
 from worker.cli import keys
+from worker.cli.parser import parser
 from worker.settings import Settings
 
 
@@ -33,8 +34,10 @@ async def test_a_key_made_by_command_opens_the_api_until_it_is_revoked_by_comman
 
 
 async def test_a_quota_of_its_own_beats_the_settings(live, customer, capsys):
-    limits = {"organization": customer.id, "models": 1, "hours": None, "waiting": None}
-    assert (await done(capsys, live, keys.set_quota, **limits))[0] == 0
+    typed = parser().parse_args(["quota", str(customer.id), "--models", "1", "--manifest-names", "7"])
+    options = {name: value for name, value in vars(typed).items() if name not in {"json", "command"}}
+    code, said = await done(capsys, live, keys.set_quota, **options)
+    assert (code, said["models"], said["manifest_names"], said["bytes"]) == (0, 1, 7, None)
     await customer.model()
     body = {"name": "x", "language_id": customer.base_id, "organization_id": customer.id}
     assert (await customer.http.post("/custom_models", json=body)).json()["code"] == "quota_exceeded"

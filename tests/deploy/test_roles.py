@@ -215,6 +215,10 @@ async def test_a_role_may_run_each_of_its_statements(role: str, database_url: st
         ("training_api", "delete from training_runs"),
         ("training_api", "delete from run_transitions"),
         ("training_api", "update audit_log set action = ''"),
+        ("training_api", "update model_versions set figures = '{}'"),
+        ("training_api", "delete from custom_models"),
+        ("training_worker", "select clear_deleted_model(1)"),
+        ("training_reader", "select clear_removed_files(1, '{}', now())"),
         ("training_api", "insert into model_versions default values"),
         (
             "training_api",

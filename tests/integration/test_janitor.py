@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,10 +18,11 @@ from worker.domain.run import Checkpoint, Request, RunInputs
 from worker.errors import StorageAway
 from worker.services.janitor import Janitor, Retention, Swept
 from worker.storage import FileStorage
+from worker.storage.cache import Cache
 from worker.store.janitor import JanitorStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
     from worker.domain.run import ClaimedRun
@@ -212,3 +214,57 @@ async def test_half_a_file_of_a_killed_process_goes_after_a_day(storage: FileSto
     os.utime(old, (1, 1))
     assert await janitor.sweep() == Swept(cache_bytes=4)
     assert (old.exists(), new.exists()) == (False, True)
+
+
+class FetchingStorage(FileStorage):
+    """Files that are fetched to this host before they are read, as from a bucket."""
+
+    def __init__(self, root: Path, cache: Cache) -> None:
+        super().__init__(root)
+        self.cache = cache
+
+    async def fetched(self, unused_s: float) -> set[str]:
+        return self.cache.origins(unused_s)
+
+    async def forget_fetched(self, keys: Collection[str], unused_s: float) -> int:
+        return self.cache.forget(keys, unused_s)
+
+
+async def test_what_a_host_fetched_goes_when_its_owner_has_deleted_it(stage: Stage, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    storage = FetchingStorage(tmp_path / "storage", cache)
+    janitor = Janitor(JanitorStore(stage.database), storage, tmp_path / "scratch", Retention(), Clock())
+    kept_run, deleted_run = await stage.running(lease_s=1e9), await stage.running(lease_s=1e9)
+    for run in (kept_run, deleted_run):
+        prefix = f"runs/{run.id}/{run.attempt}"
+        await stage.runs.store_step_output(run.fence, f"{run.id}", "prepare", f"{prefix}/prepare", "0" * 64, 1, {})
+        await stage.settled(run, success(f"{prefix}/export"))
+    await stage.database.execute(
+        "insert into training_data (custom_model_id, organization_id, name, stem, kind, bytes, sha256, address)"
+        " values ($1, $2, 'a.wav', 'a', 'audio', 1, repeat('a', 64), 'organizations/1/models/1/data/kept')",
+        kept_run.custom_model_id,
+        kept_run.organization_id,
+    )
+    stranger, one, two = uuid.uuid4(), f"runs/{kept_run.id}/1", f"runs/{deleted_run.id}/1"
+    stays = {
+        "organizations/1/models/1/data/kept",
+        f"{one}/prepare",
+        f"{one}/export",
+        f"runs/{stranger}/1/train",
+        "base/x",
+    }
+    goes = {"organizations/1/models/1/data/gone", f"{one}/load/manifest.jsonl", f"{two}/prepare", f"{two}/export"}
+    for number, key in enumerate(sorted(stays | goes)):
+
+        async def fetch(folder: Path, key: str = key) -> None:
+            (folder / "x").write_text(key)
+
+        place = await cache.kept(f"{number:064x}", fetch, key)
+        used = time.time() - Retention().over_s - 60
+        os.utime(place, (used, used))
+    await stage.database.execute(
+        "update custom_models set deleted_at = db_now() where id = $1", deleted_run.custom_model_id
+    )
+    await janitor.sweep()
+    assert cache.origins(0) == stays
+    await storage.aclose()

@@ -132,6 +132,24 @@ async def _file(data: DataStore, run: ClaimedRun, name: str, sha256: str = "a" *
     )  # fmt: skip
 
 
+async def test_the_decoded_length_replaces_the_claimed_one_in_the_row_and_in_every_counter(stage: Stage) -> None:
+    data, run = DataStore(stage.database), await stage.running()
+    lied, cut = await _file(data, run, "lied.wav"), await _file(data, run, "cut.wav")  # both claim 2 s
+    verdicts = [
+        Verdict(data_ids=[lied], file="lied.wav", verdict="accepted", duration_s=5.0, recording_s=3_600.0),
+        Verdict(data_ids=[cut], file="cut.wav", verdict="accepted", duration_s=0.5, recording_s=0.75),
+    ]
+    await data.set_verdicts(run.fence, run.custom_model_id, verdicts, {})
+    rows = await stage.database.fetch("select duration_s, used_s from training_data order by id")
+    assert [tuple(row) for row in rows] == [(3_600.0, 5.0), (0.75, 0.5)]
+    model = await stage.database.fetch_row(
+        "select data_ms, usable_ms from custom_models where id = $1", run.custom_model_id
+    )
+    assert tuple(model) == (3_600_750, 5_500)  # the quota counts whole recordings, the next run what it can use
+    counts = await stage.database.fetch_row("select stored_ms from organization_counts")
+    assert counts["stored_ms"] == 3_600_750
+
+
 async def test_a_page_of_verdicts_looks_at_its_own_files_and_not_at_all_of_a_large_model(stage: Stage) -> None:
     pages, run = [], await stage.running()
     for files in (50, 20_000):
@@ -145,6 +163,7 @@ async def test_a_page_of_verdicts_looks_at_its_own_files_and_not_at_all_of_a_lar
             explained = await connection.fetch(
                 "explain (analyze, buffers, costs off, timing off) " + queries("data")["set_verdicts"],
                 run.id, run.attempt, list(range(1, 41)), ["accepted"] * 40, [None] * 40, [None] * 40, [1.0] * 40,
+                [None] * 40,
             )  # fmt: skip
         first = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", "\n".join(row[0] for row in explained))
         assert first is not None

@@ -110,3 +110,39 @@ def test_words_in_sql_are_those_of_the_code(column: str, words: set[str]) -> Non
     found = re.search(rf"{column} text check \({column} in \(([^)]*)\)", text)
     assert found is not None
     assert set(re.findall(r"'(\w+)'", found.group(1))) == words
+
+
+async def test_what_customers_had_before_quotas_existed_is_counted(empty_database_url: str) -> None:
+    await migrate(empty_database_url, upto=5)
+    await _execute(
+        empty_database_url,
+        """
+        insert into organizations (id, name) overriding system value values (1, 'a'), (2, 'b');
+        insert into base_languages (key, name, weights) values ('en', 'English', 'w');
+        insert into custom_models (id, key, name, organization_id, base_language_id)
+            select n, 'm' || n, 'm', 1, (select id from base_languages) from generate_series(101, 103) n;
+        insert into training_data (custom_model_id, organization_id, name, stem, kind, bytes, sha256, address, duration_s)
+            select m.id, 1, n || '.wav', n, 'audio', 100, repeat('a', 64), 'x', 2 from custom_models m, generate_series(1, 4) n;
+        insert into manifest_names (data_id, custom_model_id, audio_name)
+            select id, custom_model_id, name from training_data where name < '3';
+        insert into uploads (id, custom_model_id, organization_id, name, bytes)
+            select gen_random_uuid(), id, 1, 'u.wav', 1000 from custom_models;
+        update custom_models set deleted_at = now() where id = 103;
+        insert into removals (address, custom_model_id) values ('y', 101);
+        """,
+    )
+    await migrate(empty_database_url)
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        counts = await connection.fetch("select * from organization_counts order by organization_id")
+        expected = {
+            "models": 2, "stored_files": 8, "stored_bytes": 800, "stored_ms": 16_000, "manifest_names": 4, "uploads": 2,
+            "upload_bytes": 2_000, "leaving_bytes": 400, "arriving_bytes": 0,
+        }  # fmt: skip
+        assert {name: counts[0][name] for name in expected} == expected
+        assert {name: counts[1][name] for name in expected} == dict.fromkeys(expected, 0)
+        await connection.execute("delete from training_data; delete from uploads; delete from removals")
+        left = await connection.fetchrow("select * from organization_counts where organization_id = 1")
+        assert {name: left[name] for name in expected} == dict.fromkeys(expected, 0) | {"models": 2}
+    finally:
+        await connection.close()

@@ -1,12 +1,14 @@
 """How long a recording says it is, from its headers alone: nothing is decoded, and only bounded parts are read.
 
-What a header claims is checked when the recording is decoded, in the trainer's process; here it serves limits and
-quotas, and tells a customer at once that a file is no audio.
+What a header claims serves limits and quotas, and tells a customer at once that a file is no audio. It is believed
+within what its bytes can hold: each format has a least and a most of bytes a second that no encoder leaves, silence and
+pictures included. The length that decoding finds replaces it with the first run.
 """
 
 # ruff: noqa: PLR2004 - offsets and masks are the formats' own
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -19,17 +21,54 @@ _MOST_TRIES: Final = 1_000
 """Places that look like the head of a frame; by chance there are ten in the bytes that are looked at."""
 _UNKNOWN_SIZE: Final = 0xFFFF_FFFF
 _OPUS_RATE: Final = 48_000
+_MOST_PAGES: Final = 4_000
+_SLACK_S: Final = 1.0
+"""What a header may be wrong by: padding, and a frame at each end."""
+_SLACK_BYTES: Final = 64
+_LOWEST_RATE: Final = 1_000
+_HIGHEST_RATE: Final = 768_000
+_MOST_CHANNELS: Final = 16
+"""Samples a second and channels that speech has; the trainer reads no others."""
+
+# Bytes a second, with room on both sides. Silence is what takes least: a frame of it still has a header.
+_FLAC_FRAME: Final = 8
+_OPUS: Final = (8.0, 64_000.0 * _MOST_CHANNELS)
+_VORBIS: Final = (2.0, 64_000.0 * _MOST_CHANNELS)
+_MP3: Final = (500.0, 80_000.0)
+_MP3_TAGS: Final = 1 << 20
+"""Behind the sound: lyrics, pictures."""
+_AAC: Final = (2.0, 1.25e6)
+_ALAC: Final = (2.0, 5e6)
+_VIDEO: Final = (2.0, 32e6)
+"""Of a film, whose sound is the least part."""
 
 
 class NotAudio(Exception):  # noqa: N818 - a verdict
     """The headers are not those of audio; the text says why, for the customer."""
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """What a header says, and what can be true of it.
+
+    Attributes:
+        seconds: of sound.
+        sound_bytes: that hold it, tags and tables left out as far as the format tells them apart.
+        slowest: bytes a second, at least.
+        fastest: bytes a second, at most; None where the length was counted from the bytes.
+    """
+
+    seconds: float
+    sound_bytes: int = 0
+    slowest: float = 0.0
+    fastest: float | None = None
+
+
 def duration_s(path: Path) -> float:
     """Seconds of audio in a wav, flac, mp3, m4a, aac, ogg or opus file, whatever its name.
 
     Raises:
-        NotAudio: none of these, damaged, or without a single sample.
+        NotAudio: none of these, damaged, without a single sample, or with a length that its bytes cannot have.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -37,15 +76,30 @@ def duration_s(path: Path) -> float:
         file.seek(start)
         head = file.read(64)
         try:
-            seconds = _reader(head)(file, start, size)
+            claim = _reader(head)(file, start, size)
         except (IndexError, ValueError, ZeroDivisionError) as error:
             raise NotAudio("The header of the audio is damaged.") from error
-    if not 0 < seconds < 10**9:
+    if not 0 < claim.seconds < 10**9:
         raise NotAudio("There is no sound in the file.")
-    return seconds
+    _check(claim)
+    return claim.seconds
 
 
-def _reader(head: bytes) -> Callable[[BinaryIO, int, int], float]:
+def _check(claim: _Claim) -> None:
+    """Refuse what no encoder writes."""
+    holds = f"it holds {claim.sound_bytes:,} bytes of sound"
+    wrong = "Its header is wrong: save the recording again with another program."
+    if claim.seconds * claim.slowest > claim.sound_bytes + _SLACK_BYTES:
+        raise NotAudio(f"The recording says it lasts {_spoken(claim.seconds)}, but {holds}, too few. {wrong}")
+    if claim.fastest is not None and claim.sound_bytes > (claim.seconds + _SLACK_S) * claim.fastest:
+        raise NotAudio(f"The recording says it lasts {_spoken(claim.seconds)}, but {holds}, too many. {wrong}")
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.1f} s"
+
+
+def _reader(head: bytes) -> Callable[[BinaryIO, int, int], _Claim]:
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return _wav
     if head[:4] == b"fLaC":
@@ -77,7 +131,24 @@ def _big(data: bytes) -> int:
     return int.from_bytes(data, "big")
 
 
-def _wav(file: BinaryIO, start: int, size: int) -> float:
+def _check_kind(rate: int, channels: int) -> None:
+    if not (_LOWEST_RATE <= rate <= _HIGHEST_RATE and 1 <= channels <= _MOST_CHANNELS):
+        raise NotAudio(f"The recording says it has {channels} channels of {rate} samples a second: that is no speech.")
+
+
+def _wav_bytes_per_s(form: bytes) -> int:
+    """From the samples' size; of compressed sound, whose blocks hold many samples, as the header says."""
+    kind, channels, rate = _little(form[:2]), _little(form[2:4]), _little(form[4:8])
+    _check_kind(rate, channels)
+    if kind in (1, 3, 6, 7, 0xFFFE):
+        return rate * _little(form[12:14])
+    told = _little(form[8:12])
+    if not rate * channels <= told * 32 <= rate * channels * 256:
+        raise ValueError("no compression of sound is like that")
+    return told
+
+
+def _wav(file: BinaryIO, start: int, size: int) -> _Claim:
     position = start + 12
     bytes_per_s = 0
     for _ in range(_MOST_BOXES):
@@ -87,25 +158,43 @@ def _wav(file: BinaryIO, start: int, size: int) -> float:
             break
         length = _little(head[4:])
         if head[:4] == b"fmt ":
-            form = file.read(16)
-            bytes_per_s = _little(form[4:8]) * _little(form[12:14])
+            bytes_per_s = _wav_bytes_per_s(file.read(16))
         elif head[:4] == b"data":
             there = size - position - 8
-            return (there if length in (0, _UNKNOWN_SIZE) else min(length, there)) / bytes_per_s
+            return _Claim((there if length in (0, _UNKNOWN_SIZE) else min(length, there)) / bytes_per_s)
         position += 8 + length + length % 2
     raise NotAudio("The wav file has no sound data.")
 
 
-def _flac(file: BinaryIO, start: int, size: int) -> float:
+def _flac(file: BinaryIO, start: int, size: int) -> _Claim:
     file.seek(start + 8)
     info = file.read(34)
     if len(info) < 34:
         raise NotAudio("The flac file breaks off in its header.")
-    rate = _big(info[10:13]) >> 4
     samples = _big(info[13:18]) & 0xF_FFFF_FFFF
     if samples == 0:
         samples = _flac_samples_at_end(file, size, info)
-    return samples / rate
+    return _flac_claim(info, samples, size - _flac_sound(file, start))
+
+
+def _flac_claim(info: bytes, samples: int, sound_bytes: int) -> _Claim:
+    """The blocks that hold so many samples have a header each, and at most every sample as it is."""
+    rate, channels, bits = _big(info[10:13]) >> 4, (info[12] >> 1 & 7) + 1, ((info[12] & 1) << 4 | info[13] >> 4) + 1
+    _check_kind(rate, channels)
+    block = max(16, _big(info[2:4]))
+    return _Claim(samples / rate, sound_bytes, rate / block * _FLAC_FRAME, 1.5 * rate * channels * bits / 8 + 1_000)
+
+
+def _flac_sound(file: BinaryIO, start: int) -> int:
+    """Where the blocks of sound begin: behind all metadata, pictures too."""
+    position = start + 4
+    for _ in range(_MOST_BOXES):
+        file.seek(position)
+        head = file.read(4)
+        position += 4 + _big(head[1:4])
+        if len(head) < 4 or head[0] & 0x80:
+            return position
+    raise ValueError("no end of metadata")
 
 
 def _flac_samples_at_end(file: BinaryIO, size: int, info: bytes) -> int:
@@ -148,16 +237,18 @@ def _crc8(data: bytes) -> int:
     return crc
 
 
-def _ogg(file: BinaryIO, start: int, size: int) -> float:
+def _ogg(file: BinaryIO, start: int, size: int) -> _Claim:
     file.seek(start)
     head = file.read(512)
     body = head[27 + head[26] :]
     if body[:8] == b"OpusHead":
-        rate, skip = _OPUS_RATE, _little(body[10:12])
+        rate, skip, bounds = _OPUS_RATE, _little(body[10:12]), _OPUS
     elif body[:7] == b"\x01vorbis":
-        rate, skip = _little(body[12:16]), 0
+        rate, skip, bounds = _little(body[12:16]), 0, _VORBIS
     elif body[:5] == b"\x7fFLAC":
         rate, skip = _big(body[27:30]) >> 4, 0
+        flac = _flac_claim(body[17:51], 0, 0)
+        bounds = flac.slowest, flac.fastest or 0.0
     else:
         raise NotAudio("The ogg file holds no audio of a known kind.")
     serial = head[14:18]
@@ -167,12 +258,24 @@ def _ogg(file: BinaryIO, start: int, size: int) -> float:
     while (at := tail.rfind(b"OggS", 0, at)) >= 0:
         granule = _little(tail[at + 6 : at + 14])
         if tail[at + 14 : at + 18] == serial and granule != 2**64 - 1:
-            return max(0, granule - skip) / rate
+            return _Claim(max(0, granule - skip) / rate, size - _ogg_sound(file, start), *bounds)
     raise NotAudio("The ogg file breaks off.")
 
 
-def _mp4(file: BinaryIO, start: int, size: int) -> float:
+def _ogg_sound(file: BinaryIO, start: int) -> int:
+    """Where the first page of sound begins: those before it hold names and pictures."""
     position = start
+    for _ in range(_MOST_PAGES):
+        file.seek(position)
+        head = file.read(27 + 255)
+        if len(head) < 27 or head[:4] != b"OggS" or _little(head[6:14]) not in (0, 2**64 - 1):
+            break
+        position += 27 + head[26] + sum(head[27 : 27 + head[26]])
+    return position
+
+
+def _mp4(file: BinaryIO, start: int, size: int) -> _Claim:
+    position, media, moov = start, 0, b""
     for _ in range(_MOST_BOXES):
         file.seek(position)
         head = file.read(16)
@@ -185,13 +288,18 @@ def _mp4(file: BinaryIO, start: int, size: int) -> float:
             length = size - position
         if length < skip:
             break
-        if head[4:8] == b"moov":
+        if head[4:8] == b"mdat":
+            media += min(length, size - position) - skip
+        elif head[4:8] == b"moov" and not moov:
             if length > _LARGEST_MOOV or position + length > size:
                 break
             file.seek(position)
-            return _moov(file.read(length))
+            moov = file.read(length)
         position += length
-    raise NotAudio("The m4a file breaks off, or has no index.")
+    if not moov:
+        raise NotAudio("The m4a file breaks off, or has no index.")
+    bounds = _VIDEO if b"vide" in moov else _ALAC if b"alac" in moov or b"fLaC" in moov else _AAC
+    return _Claim(_moov(moov), media, *bounds)
 
 
 def _moov(moov: bytes) -> float:
@@ -237,18 +345,23 @@ def _mp3_frame(head: bytes) -> tuple[int, int, int]:
     return samples // 8 * kbps * 1000 // rate + padding, samples, rate
 
 
-def _mp3(file: BinaryIO, start: int, size: int) -> float:
+def _mp3(file: BinaryIO, start: int, size: int) -> _Claim:
     file.seek(start)
     window = file.read(_WINDOW)
     first, samples, rate = _mp3_frame(window)
     for mark in (b"Xing", b"Info"):
         at = window.find(mark, 0, first)
         if at >= 0 and window[at + 7] & 1:
-            return _big(window[at + 8 : at + 12]) * samples / rate
+            return _mp3_claim(_big(window[at + 8 : at + 12]) * samples / rate, size - start)
     at = window.find(b"VBRI", 0, first)
     if at >= 0:
-        return _big(window[at + 14 : at + 18]) * samples / rate
-    return _extrapolated(window, size - start, _mp3_frame)
+        return _mp3_claim(_big(window[at + 14 : at + 18]) * samples / rate, size - start)
+    return _Claim(_extrapolated(window, size - start, _mp3_frame))
+
+
+def _mp3_claim(seconds: float, size: int) -> _Claim:
+    slowest, fastest = _MP3
+    return _Claim(seconds, size, slowest, fastest + _MP3_TAGS / (seconds + _SLACK_S))
 
 
 _AAC_RATES: Final = (
@@ -275,9 +388,9 @@ def _adts_frame(head: bytes) -> tuple[int, int, int]:
     return length, 1024 * ((head[6] & 3) + 1), _AAC_RATES[head[2] >> 2 & 15]
 
 
-def _adts(file: BinaryIO, start: int, size: int) -> float:
+def _adts(file: BinaryIO, start: int, size: int) -> _Claim:
     file.seek(start)
-    return _extrapolated(file.read(4 * _WINDOW), size - start, _adts_frame)
+    return _Claim(_extrapolated(file.read(4 * _WINDOW), size - start, _adts_frame))
 
 
 def _extrapolated(window: bytes, size: int, frame: Callable[[bytes], tuple[int, int, int]]) -> float:

@@ -21,6 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from worker.api.bodies import chunks
 from worker.api.contents import Content, RefusedContent, check_names, checked_kind, checked_name, look_inside
 from worker.api.problems import Refused, invalid
+from worker.api.quotas import too_much
 from worker.api.settings import ApiSettings
 from worker.data.text_reader import TextReaders
 from worker.storage.disk import writing_errors
@@ -32,6 +33,8 @@ _log = structlog.get_logger("api")
 _LONGEST_FIELD: Final = 100
 _LONGEST_CONTENT_TYPE: Final = 1_000
 """Characters. Each semicolon of tens of thousands would be taken for a parameter."""
+_FRAMING_BYTES: Final = 1 << 20
+"""Of a multipart body, what may be no file's."""
 _SPLITS: Final = ("train", "dev", "test")
 
 
@@ -241,22 +244,27 @@ async def spool_folder(settings: ApiSettings) -> AsyncIterator[Path]:
 
 @asynccontextmanager
 async def incoming(
-    request: Request, settings: ApiSettings, readers: TextReaders, organization_id: int
+    request: Request, settings: ApiSettings, readers: TextReaders, organization_id: int, room_bytes: int
 ) -> AsyncIterator[Incoming]:
     """The files of a multipart request, spooled and looked into; gone when the block ends.
+
+    Args:
+        request: not read yet.
+        settings: with the limits of one request.
+        room_bytes: what the organization may still store; its files are counted exactly before they are stored.
 
     Raises:
         Refused: not multipart, broken off, over a limit, or not one file that can be kept.
     """
     boundary = _boundary(request)
     promised = request.headers.get("content-length", "0")
-    if promised.isdigit() and int(promised) > settings.api_largest_request_bytes:
-        raise _request_too_large(settings)
+    if promised.isdigit():
+        _check_size(int(promised), settings, room_bytes)
     async with spool_folder(settings) as folder:
         into = Incoming()
         spool = _Spool(folder, settings, into)
         try:
-            await _feed(request, boundary, spool, settings)
+            await _feed(request, boundary, spool, settings, room_bytes)
         finally:
             spool.close()
         await look_at(into, settings, readers, organization_id)
@@ -264,14 +272,13 @@ async def incoming(
         yield into
 
 
-async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiSettings) -> None:
+async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiSettings, room_bytes: int) -> None:
     received = 0
     try:
         parser = MultipartParser(boundary, spool.callbacks())  # type: ignore[arg-type]  # a TypedDict of the same
         async for chunk in chunks(request):
             received += len(chunk)
-            if received > settings.api_largest_request_bytes:
-                raise _request_too_large(settings)
+            _check_size(received, settings, room_bytes)
             with writing_errors():
                 parser.write(chunk)
         with writing_errors():
@@ -307,5 +314,8 @@ async def look_at(into: Incoming, settings: ApiSettings, readers: TextReaders, o
     into.arrived = kept
 
 
-def _request_too_large(settings: ApiSettings) -> Refused:
-    return Refused("too_large", f"One request has at most {settings.api_largest_request_bytes} bytes.")
+def _check_size(size: int, settings: ApiSettings, room_bytes: int) -> None:
+    if size > settings.api_largest_request_bytes:
+        raise Refused("too_large", f"One request has at most {settings.api_largest_request_bytes} bytes.")
+    if size > room_bytes + _FRAMING_BYTES:
+        raise too_much(room_bytes)

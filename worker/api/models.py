@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from schemas.api import ModelWanted
 from schemas.text import normalized
-from worker.api import present
+from worker.api import present, quotas
 from worker.api.api import Api, own_organization
 from worker.api.bodies import parse_json, path_id, query_choice, query_int, query_text, read_as, read_body, traceparent
 from worker.api.once import once
@@ -50,20 +50,13 @@ async def create(api: Api, key: Key, request: Request) -> Response:
             connection, new_key(wanted.name), wanted.name, wanted.organization_id, wanted.language_id
         )
         assert row is not None
-        await _check_models_quota(api, connection, wanted.organization_id)
+        # After the insert, whose trigger holds the count: two at once cannot both be the last one allowed.
+        await quotas.check(api, connection, wanted.organization_id, "models")
+        await quotas.count_change(api, connection, wanted.organization_id)
         await audit(connection, key, wanted.organization_id, "create_model", model_id=row["id"])
         return present.answer(present.model(row, api.settings.minimum_audio_s), 201)
 
     return await once(api.database, request, key, body, effect)
-
-
-async def _check_models_quota(api: Api, connection: Connection, organization_id: int) -> None:
-    """After the insert, whose trigger holds the count: two at once cannot both be the last one allowed."""
-    counts = await store.counts_now(connection, organization_id)
-    quota = await store.quota(connection, organization_id)
-    most = api.settings.api_quota_models if quota.max_models is None else quota.max_models
-    if counts.models > most:
-        raise Refused("quota_exceeded", f"The organization may have {most} models.")
 
 
 def new_key(name: str) -> str:
@@ -141,6 +134,7 @@ async def update(api: Api, key: Key, request: Request) -> Response:
                 raise Refused("run_active", "The base language cannot change while a run is active.")
         changed = await store.update_model(connection, model_id, wanted.name, wanted.language_id)
         assert changed is not None
+        await quotas.count_change(api, connection, row["organization_id"])
         await audit(connection, key, row["organization_id"], "update_model", model_id=model_id)
         return present.answer(present.model(changed, api.settings.minimum_audio_s))
 
@@ -187,6 +181,7 @@ async def run(api: Api, key: Key, request: Request) -> Response:
         run_id = await store.start_run(connection, row, traceparent(request), api.settings.wait_limit_s)
         if run_id is None:
             raise Refused("run_active", "A run of this model is active.")
+        await quotas.count_change(api, connection, organization_id)
         await audit(connection, key, organization_id, "start_run", model_id=model_id, run_id=run_id)
         started = await store.read_model(connection, model_id, key.organization_id)
         assert started is not None
@@ -205,6 +200,10 @@ async def _check_trainable(api: Api, connection: Connection, row: Record) -> Non
             f"The model has {row['usable_ms'] / 1000:.1f} s of audio with transcripts; a run needs {floor_s:g} s.",
         )
     quota = await store.quota(connection, row["organization_id"])
-    most = api.settings.api_quota_waiting if quota.max_waiting is None else quota.max_waiting
+    most = api.settings.api_quota_waiting if quota.limits.waiting is None else quota.limits.waiting
     if quota.waiting >= most:
-        raise Refused("quota_exceeded", f"The organization may have {most} runs waiting.")
+        raise Refused(
+            "quota_exceeded",
+            f"The organization may have {most} runs waiting, and has {quota.waiting}."
+            " Wait until some have begun, or cancel some.",
+        )

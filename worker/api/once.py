@@ -64,6 +64,15 @@ async def repeated(database: Database, request: Request, key: Key, body: bytes) 
     return None if earlier is None else response(earlier)
 
 
+async def answered_before(database: Database, request: Request, key: Key) -> bool:
+    """Whether the ``Idempotency-Key`` of a request has its answer, whatever its body: known before that is read."""
+    name = request.headers.get("idempotency-key")
+    if name is None or _KEY.fullmatch(name) is None:
+        return False
+    async with database.connection() as connection:
+        return await earlier_answer(connection, _scope(request, key, name)) is not None
+
+
 def _scope(request: Request, key: Key, name: str) -> tuple[int, str, str, str]:
     return key.id, request.method, request.url.path, name
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from worker.api import present, report
+from worker.api import present, quotas, report
 from worker.api.api import Api
 from worker.api.bodies import path_id, path_uuid, query_int, read_body
 from worker.api.models import offset_and_limit
@@ -166,6 +166,7 @@ async def serve_version(api: Api, key: Key, request: Request) -> Response:
         if number >= 2**31 or not await store.serve_version(connection, model_id, number):
             raise not_found("version")
         detail = {"version": number}
+        await quotas.count_change(api, connection, model["organization_id"])
         await audit(connection, key, model["organization_id"], "serve_version", model_id=model_id, detail=detail)
         changed = await store.read_model(connection, model_id, key.organization_id)
         assert changed is not None

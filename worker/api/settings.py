@@ -71,6 +71,25 @@ class ApiSettings(BaseSettings):
     api_quota_stored_hours: float = Field(
         default=10_000, ge=0, description="hours of audio an organization may store, likewise"
     )
+    api_quota_stored_bytes: int = Field(
+        default=2 << 40,
+        ge=0,
+        description="bytes of training data an organization may store, unfinished uploads included, likewise",
+    )
+    api_quota_files: int = Field(
+        default=2_000_000, ge=0, description="files of training data an organization may store, likewise"
+    )
+    api_quota_uploads: int = Field(
+        default=1_000, ge=0, description="unfinished uploads an organization may have, likewise"
+    )
+    api_quota_manifest_names: int = Field(
+        default=2_000_000, ge=0, description="recordings that all manifests of an organization may name, likewise"
+    )
+    api_quota_changes: int = Field(
+        default=100_000,
+        ge=0,
+        description="requests a day with which an organization makes or changes something, likewise; deleting is free",
+    )
     api_quota_waiting: int = Field(default=1_000, ge=0, description="runs an organization may have waiting, likewise")
     api_webhook_private: bool = Field(
         default=False,

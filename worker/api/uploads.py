@@ -12,15 +12,15 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from schemas.api import UploadWanted
-from worker.api import present
+from worker.api import present, quotas
 from worker.api.api import Api
 from worker.api.bodies import chunks, path_id, path_uuid, read_as
 from worker.api.contents import RefusedContent, checked_kind, checked_name
-from worker.api.data import add, keep, new_upload_key
+from worker.api.data import add, discard, kept, new_upload_key
 from worker.api.incoming import Arrived, Incoming, look_at, spool_folder
 from worker.api.once import once, repeated
 from worker.api.problems import Refused, invalid, not_found
-from worker.errors import TooLarge
+from worker.errors import NotStored, TooLarge
 from worker.storage.disk import writing_errors
 from worker.store import api as store
 from worker.store import api_data
@@ -60,10 +60,15 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     async def effect(connection: Connection) -> Answer:
         await api_data.hold(connection, model["id"])
         if await api_data.count_uploads(connection, model["id"]) >= MOST_UPLOADS:
-            raise Refused("quota_exceeded", f"At most {MOST_UPLOADS} files may be on their way to one model.")
+            raise Refused(
+                "quota_exceeded",
+                f"At most {MOST_UPLOADS} files may be on their way to one model. Finish or delete unfinished uploads.",
+            )
         row = await api_data.create_upload(
             connection, uuid4(), model["id"], model["organization_id"], name, wanted.split, wanted.bytes
         )
+        await quotas.check(api, connection, model["organization_id"], "bytes", "leaving", "uploads")
+        await quotas.count_change(api, connection, model["organization_id"])
         await audit(
             connection, key, model["organization_id"], "begin_upload", model_id=model["id"], detail={"name": name}
         )
@@ -125,7 +130,15 @@ async def _store_part(api: Api, model: Record, row: Record, request: Request) ->
     if len(row["parts"]) >= MOST_PARTS:
         raise Refused("too_many_files", f"A file comes in at most {MOST_PARTS} parts.")
     address = new_upload_key(model, row["id"], row["received"])
-    await api.data.intend(model["id"], [address])
+    await api.data.intend(model["id"], {address: 0})  # the upload's announced bytes count already
+    try:
+        return await _store_part_at(api, model, row, request, address)
+    except Refused:
+        await discard(api, model, [address])
+        raise
+
+
+async def _store_part_at(api: Api, model: Record, row: Record, request: Request, address: str) -> Record:
     room = min(LARGEST_PART_BYTES, row["bytes"] - row["received"])
     try:
         size, _ = await api.storage.put_stream(address, chunks(request), room)
@@ -141,20 +154,23 @@ async def _store_part(api: Api, model: Record, row: Record, request: Request) ->
 
 async def _finish(api: Api, key: Key, request: Request, model: Record, row: Record) -> Response:
     async with api.upload_slot(model["organization_id"]), spool_folder(api.settings) as folder:
-        whole = Incoming([await _assembled(api, row, folder / "whole")])
+        try:
+            whole = Incoming([await _assembled(api, row, folder / "whole")])
+        except NotStored:  # ended by another request meanwhile
+            raise not_found("upload") from None
         await look_at(whole, api.settings, api.readers, model["organization_id"])
         if whole.turned:
             await _forget(api, model["id"], row["id"])
             whole.refuse_if_nothing()
-        items = await keep(api, model, whole.arrived)
+        async with kept(api, model, whole.arrived, announced=row["bytes"]) as items:
 
-        async def effect(connection: Connection) -> Answer:
-            if not await api_data.end_upload(connection, model["id"], row["id"]):
-                raise not_found("upload")
-            added = await add(api, connection, key, model, items)
-            return present.answer(_show(row, added[0]))
+            async def effect(connection: Connection) -> Answer:
+                if not await api_data.end_upload(connection, model["id"], row["id"]):
+                    raise not_found("upload")
+                added = await add(api, connection, key, model, items)
+                return present.answer(_show(row, added[0]))
 
-        return await once(api.database, request, key, row["id"].bytes, effect)
+            return await once(api.database, request, key, row["id"].bytes, effect)
 
 
 async def _forget(api: Api, model_id: int, upload_id: UUID) -> None:

@@ -18,7 +18,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from schemas.api import WebhookWanted
-from worker.api import outward, present
+from worker.api import outward, present, quotas
 from worker.api.api import Api
 from worker.api.bodies import path_id, read_as, read_body
 from worker.api.models import offset_and_limit
@@ -28,6 +28,7 @@ from worker.api.problems import Refused, not_found
 from worker.encryption import CannotDecryptError, Encryption
 from worker.errors import DatabaseAway
 from worker.store import webhooks as store
+from worker.store.api import hold_organization
 from worker.store.api_keys import Answer, Key, audit
 from worker.store.database import Connection, Record
 from worker.store.webhooks import WebhookStore
@@ -87,12 +88,16 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
     async def effect(connection: Connection) -> Answer:
+        await hold_organization(connection, organization_id)  # two at once cannot both be the last one allowed
         if await store.count(connection, organization_id) >= MOST_WEBHOOKS:
-            raise Refused("quota_exceeded", f"An organization has at most {MOST_WEBHOOKS} webhooks.")
+            raise Refused(
+                "quota_exceeded", f"An organization has at most {MOST_WEBHOOKS} webhooks. Delete one of them first."
+            )
         row = await store.create(connection, organization_id, wanted.url, secret, api.encryption)
         await audit(
             connection, key, organization_id, "create_webhook", detail={"webhook": row["id"], "url": wanted.url}
         )
+        await quotas.count_change(api, connection, organization_id)
         shown = present.answer(_show(row, secret), 201)
         # What is kept for a repeat would put the secret into the database and its backups, and show it again.
         return replace(shown, kept=present.answer(_show(row), 201).body)
@@ -140,6 +145,7 @@ async def test(api: Api, key: Key, request: Request) -> Response:
         event_id = uuid4()
         body = {"type": "test.v1", "event_id": str(event_id), "at": datetime.now(UTC).isoformat()}
         delivery = await store.add_test(connection, row["id"], event_id, body)
+        await quotas.count_change(api, connection, row["organization_id"])
         await audit(connection, key, row["organization_id"], "test_webhook", detail={"webhook": row["id"]})
         return present.answer(_show_delivery(delivery), 202)
 

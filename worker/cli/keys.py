@@ -1,6 +1,7 @@
 """API keys and quotas by command. A key is printed once; only its digest is kept."""
 
 import argparse
+from dataclasses import fields
 
 from worker.api import keys
 from worker.cli.opened import stores
@@ -57,11 +58,11 @@ async def list_keys(settings: Settings, options: argparse.Namespace) -> int:
 
 async def set_quota(settings: Settings, options: argparse.Namespace) -> int:
     """Give an organization limits of its own; what is left out follows the settings."""
+    limits = {field.name: getattr(options, field.name) for field in fields(store.Limits)}
     async with stores(settings) as opened:
         try:
             async with opened.database.transaction() as connection:
-                await store.set_quota(connection, options.organization, options.models, options.hours, options.waiting)
-                limits = {"models": options.models, "hours": options.hours, "waiting": options.waiting}
+                await store.set_quota(connection, options.organization, store.Limits(**limits))
                 await audit(connection, None, options.organization, "set_quota", detail=limits)
         except DatabaseRefused as error:
             return complain(f"not set: {error}")

@@ -116,6 +116,11 @@ def parser() -> argparse.ArgumentParser:
     quota.add_argument("--models", type=int)
     quota.add_argument("--hours", type=float, help="of stored audio")
     quota.add_argument("--waiting", type=int, help="runs")
+    quota.add_argument("--bytes", type=int, help="of training data, unfinished uploads included")
+    quota.add_argument("--files", type=int, help="of training data")
+    quota.add_argument("--uploads", type=int, help="unfinished ones")
+    quota.add_argument("--manifest-names", type=int, help="recordings that manifests name")
+    quota.add_argument("--changes", type=int, help="requests a day that make or change something")
 
     dead = add("dead-letters", letters.dead_letters, "list, replay or discard messages that could not be taken in")
     dead.add_argument("action", nargs="?", choices=("list", "replay", "discard"), default="list")

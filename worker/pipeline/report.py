@@ -63,6 +63,7 @@ class _Tally:
 
     accepted: int = 0
     seconds: float = 0.0
+    recording_s: float | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, Verdict] = field(default_factory=dict)
     words: set[int] = field(default_factory=set)
@@ -83,6 +84,8 @@ def merge_verdicts(load: Iterable[Verdict], prepare: Iterable[Verdict]) -> DataR
         for verdict in source:
             for recording in verdict.data_ids[:1]:
                 tallies[recording].words.update(verdict.data_ids[1:])
+                if verdict.recording_s is not None:
+                    tallies[recording].recording_s = max(tallies[recording].recording_s or 0.0, verdict.recording_s)
             if verdict.verdict == "accepted":
                 length, split = verdict.duration_s or 0.0, verdict.split or "train"
                 seconds[split] += length
@@ -114,14 +117,28 @@ def _of_item(item: int, tally: _Tally) -> Verdict:
         if tally.reasons:
             reason = f"{tally.accepted} segments are used; not used: {counted(dict(tally.reasons))}."
         seconds = round(tally.seconds, 3) or None
-        return Verdict(data_ids=data_ids, file="", verdict="accepted", reason=reason, duration_s=seconds)
+        return Verdict(
+            data_ids=data_ids,
+            file="",
+            verdict="accepted",
+            reason=reason,
+            duration_s=seconds,
+            recording_s=tally.recording_s,
+        )
     code = min(tally.reasons, key=lambda code: (-tally.reasons[code], code))
     first = tally.first[code]
     reason = first.reason or (REASONS[code].sentence if code in REASONS else code)
     if sum(tally.reasons.values()) > 1:
         reason = f"Nothing of it can be used: {counted(dict(tally.reasons))}. The first: {first.file}: {reason}"
     return first.model_copy(
-        update={"data_ids": data_ids, "row": None, "reason_code": code, "reason": reason, "duration_s": None}
+        update={
+            "data_ids": data_ids,
+            "row": None,
+            "reason_code": code,
+            "reason": reason,
+            "duration_s": None,
+            "recording_s": tally.recording_s,
+        }
     )
 
 

@@ -17,6 +17,7 @@ from worker.storage import Storage
 from worker.store.janitor import JanitorStore
 
 _AT_ONCE: Final = 50
+_KEYS_AT_ONCE: Final = 1_000
 _PARTIAL_S: Final = 86_400.0
 _STEPS: Final = "steps"
 _log = structlog.get_logger(__name__)
@@ -30,13 +31,16 @@ class Retention:
         over_s: what only one run could use, after that run is over.
         unused_s: prepared data that later runs could use again.
         cache_bytes: what was fetched from a remote storage, on this host.
-        cache_unused_s: nothing that was used within this time is taken from the cache; longer than any run.
+        cache_unused_s: nothing that was used within this time is taken from the cache; longer than any run. But what
+            was deleted goes as soon as it was not used for `over_s`.
+        cache_oldest_s: what was not used for so long is taken from the cache, however much room there is.
     """
 
     over_s: float = 3_600.0
     unused_s: float = 30 * 86_400.0
     cache_bytes: int = 50 << 30
     cache_unused_s: float = 2 * 86_400.0
+    cache_oldest_s: float = 7 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class Janitor:
 
         while await self._store.sweep_runs(sweep_run, over_s=keep.over_s, most=_AT_ONCE):
             pass
-        cache_bytes = await self._storage.tidy(keep.cache_bytes, keep.cache_unused_s, _PARTIAL_S)
+        cache_bytes = await self._forget_deleted()
+        cache_bytes += await self._storage.tidy(keep.cache_bytes, keep.cache_unused_s, _PARTIAL_S, keep.cache_oldest_s)
         return Swept(outputs, checkpoints, unnamed, scratch, cache_bytes)
 
     async def _delete(self, prefixes: Sequence[str]) -> None:
@@ -121,6 +126,17 @@ class Janitor:
         unnamed = [key for key in keys if not key.endswith("/log.txt") and named.isdisjoint(_folders(key))]
         await self._storage.delete(unnamed)
         return len(unnamed)
+
+    async def _forget_deleted(self) -> int:
+        """Recordings, datasets and models on this host whose owner has deleted them, or that storage lost."""
+        over_s = self._retention.over_s
+        fetched = sorted(await self._storage.fetched(over_s))
+        removed = 0
+        for start in range(0, len(fetched), _KEYS_AT_ONCE):
+            gone = await self._store.deleted_keys(fetched[start : start + _KEYS_AT_ONCE])
+            if gone:
+                removed += await self._storage.forget_fetched(gone, over_s)
+        return removed
 
     async def _clear_scratch(self) -> int:
         """Folders of attempts that are not under way any more. Those of runs unknown to this database stay."""

@@ -226,9 +226,9 @@ class FileStorage(Storage):
 
         return await self._do(look)
 
-    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float) -> int:
+    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float, oldest_s: float) -> int:
         """See `Storage`: nothing is fetched, but a killed process may have left half a file."""
-        del keep_bytes, unused_s
+        del keep_bytes, unused_s, oldest_s
         return await self._do(lambda: remove_older(self.root / PARTIAL, partial_s))
 
     def _placed(self, source: Path, target: Path) -> int:

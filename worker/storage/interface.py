@@ -3,7 +3,7 @@
 import abc
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import BufferedReader
@@ -179,17 +179,28 @@ class Storage(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float) -> int:
+    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float, oldest_s: float) -> int:
         """Clear this host of what a remote storage left on it.
 
         Args:
             keep_bytes: of what was fetched; the rest goes, what was used longest ago first,
             unused_s: but nothing that was used within so many seconds.
             partial_s: files older than this that never became whole were left by a killed process.
+            oldest_s: what was not used for so long goes, however much room there is.
 
         Returns:
             Bytes removed.
         """
+
+    async def fetched(self, unused_s: float) -> set[str]:
+        """Keys of what was fetched to this host and not used for so many seconds; none where nothing is fetched."""
+        del unused_s
+        return set()
+
+    async def forget_fetched(self, keys: Collection[str], unused_s: float) -> int:
+        """Remove from this host what was fetched under these keys and not used for so long; bytes removed."""
+        del keys, unused_s
+        return 0
 
     async def aclose(self) -> None:
         """Let go of threads and connections."""

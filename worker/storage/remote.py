@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from datetime import timedelta
 from io import BufferedReader
 from pathlib import Path
@@ -230,7 +230,7 @@ class RemoteStorage(Storage):
             if sha256 is not None:
                 await asyncio.to_thread(check_digest, target, sha256)
 
-        place = await self.cache.kept(hashlib.sha256(f"{name}\n{content}".encode()).hexdigest(), fetch)
+        place = await self.cache.kept(hashlib.sha256(f"{name}\n{content}".encode()).hexdigest(), fetch, key)
         return place / name
 
     async def _found(self, key: str) -> list[Stored]:
@@ -259,10 +259,18 @@ class RemoteStorage(Storage):
         finally:
             os.close(descriptor)
 
-    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float) -> int:
+    async def tidy(self, keep_bytes: int, unused_s: float, partial_s: float, oldest_s: float) -> int:
         """See `Storage`. Parts of uploads that a killed process began are the bucket's: give it a lifecycle rule."""
         partial = await asyncio.to_thread(remove_older, self.cache.folder / PARTIAL, partial_s)
-        return partial + await asyncio.to_thread(self.cache.trim, keep_bytes, unused_s)
+        return partial + await asyncio.to_thread(self.cache.trim, keep_bytes, unused_s, oldest_s)
+
+    async def fetched(self, unused_s: float) -> set[str]:
+        """See `Storage`."""
+        return await asyncio.to_thread(self.cache.origins, unused_s)
+
+    async def forget_fetched(self, keys: Collection[str], unused_s: float) -> int:
+        """See `Storage`."""
+        return await asyncio.to_thread(self.cache.forget, keys, unused_s)
 
     def local_path(self, key: str) -> None:
         """Nothing lies on this host."""

@@ -5,7 +5,7 @@ Writes take the caller's transaction, so that they commit with their audit entry
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 from uuid import UUID, uuid4
@@ -33,20 +33,47 @@ _POLLS_TOGETHER: Final = 200
 class Counts:
     """An organization's exact counts; the revision changes with anything a list could show."""
 
-    models: int
-    stored_bytes: int
-    stored_ms: int
-    revision: int
+    models: int = 0
+    stored_bytes: int = 0
+    stored_ms: int = 0
+    revision: int = 0
+    stored_files: int = 0
+    manifest_names: int = 0
+    uploads: int = 0
+    """Unfinished ones."""
+    upload_bytes: int = 0
+    """That they announced."""
+    arriving_bytes: int = 0
+    """That requests are storing."""
+    leaving_bytes: int = 0
+    """That were deleted and still lie in storage."""
+    changes: int = 0
+    """Requests of this day that made something."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """An organization's own limits; None: the default counts."""
+
+    models: int | None = None
+    hours: float | None = None
+    """Of stored audio."""
+    waiting: int | None = None
+    """Runs."""
+    bytes: int | None = None
+    files: int | None = None
+    uploads: int | None = None
+    manifest_names: int | None = None
+    changes: int | None = None
+    """A day."""
 
 
 @dataclass(frozen=True)
 class Quota:
-    """An organization's own limits, None where the default counts, and its waiting runs."""
+    """An organization's own limits, and its waiting runs."""
 
-    max_models: int | None
-    max_stored_hours: float | None
-    max_waiting: int | None
     waiting: int
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -100,7 +127,16 @@ class ApiStore:
     async def counts(self, organization_id: int) -> Counts:
         """An organization's counts; zeroes before its first model."""
         row = await self.database.fetch_row(_MODELS["counts_of"], organization_id)
-        return Counts(0, 0, 0, 0) if row is None else Counts(*row)
+        return Counts() if row is None else Counts(*row)
+
+    async def quota(self, organization_id: int) -> Quota:
+        """An organization's limits.
+
+        Raises:
+            DatabaseRefused: there is no such organization.
+        """
+        async with self.database.connection() as connection:
+            return await quota(connection, organization_id)
 
     async def page(self, organization_id: int, page: Page) -> Found:
         """A page of an organization's models."""
@@ -191,13 +227,26 @@ async def quota(connection: Connection, organization_id: int) -> Quota:
     row = await connection.fetchrow(_MODELS["quota_of"], organization_id)
     if row is None:
         raise DatabaseRefused(f"no organization {organization_id}")
-    return Quota(*row)
+    return Quota(row["waiting"], Limits(*row[1:]))
 
 
 async def counts_now(connection: Connection, organization_id: int) -> Counts:
     """An organization's counts as this transaction sees them."""
     row = await connection.fetchrow(_MODELS["counts_of"], organization_id)
-    return Counts(0, 0, 0, 0) if row is None else Counts(*row)
+    return Counts() if row is None else Counts(*row)
+
+
+async def held_counts(connection: Connection, organization_id: int) -> Counts:
+    """An organization's counts, locked until the transaction ends; it locks no model after this."""
+    row = await connection.fetchrow(_MODELS["hold_counts"], organization_id)
+    return Counts() if row is None else Counts(*row)
+
+
+async def count_changes(connection: Connection, organization_id: int, number: int) -> int:
+    """So many more things that an organization made; how many it has made today."""
+    row = await connection.fetchrow(_MODELS["count_changes"], organization_id, number)
+    assert row is not None
+    return int(row["changes"])
 
 
 async def known_parts(connection: Connection, organization_id: int, base_id: int) -> tuple[bool, bool]:
@@ -285,12 +334,10 @@ async def run_now(connection: Connection, model_id: int, run_id: UUID) -> tuple[
     return row, await connection.fetch(_MOVES["transitions_of_run"], run_id)
 
 
-async def set_quota(
-    connection: Connection, organization_id: int, models: int | None, stored_hours: float | None, waiting: int | None
-) -> None:
-    """Give an organization limits of its own; None: the settings' default.
+async def set_quota(connection: Connection, organization_id: int, limits: Limits) -> None:
+    """Give an organization limits of its own.
 
     Raises:
         DatabaseRefused: there is no such organization.
     """
-    await connection.execute(_MODELS["set_quota"], organization_id, models, stored_hours, waiting)
+    await connection.execute(_MODELS["set_quota"], organization_id, *astuple(limits))

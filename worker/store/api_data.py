@@ -1,7 +1,7 @@
 """Training data as the API stores, pairs, shows and removes it. Writes take the caller's transaction."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
@@ -18,6 +18,7 @@ class NewItem:
 
     Attributes:
         audio_names: what a manifest names; empty for everything else.
+        same_as: where the same bytes lie already, seen there, as those of the model's file of this name.
     """
 
     name: str
@@ -28,6 +29,7 @@ class NewItem:
     duration_s: float | None
     split: str | None
     audio_names: tuple[str, ...] = ()
+    same_as: str | None = None
 
     @property
     def stem(self) -> str:
@@ -45,9 +47,22 @@ class DataStore:
         """A page of a model's data."""
         return await self.database.fetch(_Q["data_page"], model_id, offset, limit)
 
-    async def intend(self, model_id: int, addresses: Sequence[str]) -> None:
-        """Write down what is about to be stored, so that nothing is left behind if we die before it has an owner."""
-        await self.database.execute(_Q["may_remove"], model_id, addresses)
+    async def intend(self, model_id: int, sizes: Mapping[str, int], announced: int = 0) -> None:
+        """See `intend`, in a transaction of its own."""
+        async with self.database.connection() as connection:
+            await intend(connection, model_id, sizes, announced)
+
+    async def unowned(self, model_id: int, addresses: Sequence[str]) -> list[str]:
+        """Those of a request's addresses that no file owns."""
+        return [row["address"] for row in await self.database.fetch(_Q["unowned"], model_id, addresses)]
+
+    async def named(self, model_id: int, names: Sequence[str]) -> Sequence[Record]:
+        """What a model has under these names."""
+        return await self.database.fetch(_Q["named"], model_id, names)
+
+    async def settle(self, model_id: int, addresses: Sequence[str]) -> None:
+        """What a request wrote down as about to be stored lies in storage no more."""
+        await self.database.execute(_Q["settle_intent"], model_id, addresses)
 
     async def upload(self, model_id: int, upload_id: UUID) -> Record | None:
         """A file on its way."""
@@ -61,6 +76,23 @@ class DataStore:
 async def hold(connection: Connection, model_id: int) -> None:
     """One change of a model's data at a time."""
     await connection.execute(_Q["hold_data"], model_id)
+
+
+async def intend(connection: Connection, model_id: int, sizes: Mapping[str, int], announced: int = 0) -> None:
+    """Write down what is about to be stored, so that nothing is left behind if we die before it has an owner.
+
+    Args:
+        connection: in a transaction.
+        model_id: whose data it will be.
+        sizes: bytes, by address.
+        announced: bytes of these that count already, as those of an unfinished upload.
+    """
+    left = announced
+    counted = []
+    for size in sizes.values():
+        counted.append(max(0, size - left))
+        left = max(0, left - size)
+    await connection.execute(_Q["intend"], model_id, list(sizes), counted)
 
 
 async def named(connection: Connection, model_id: int, names: Sequence[str]) -> Sequence[Record]:
@@ -78,11 +110,13 @@ async def add(
 ) -> Sequence[Record]:
     """Files of a model, each replacing one of its name, paired with what is there; as they are shown.
 
-    The caller holds the model's data.
+    The caller holds the model's data. A file that holds what its predecessor held keeps the bytes of that one, so that
+    what runs made of it stays of use; the new ones are the caller's to remove.
     """
     ids: list[int] = []
     stems, names = {new.stem for new in items if new.kind != "manifest"}, set[str]()
-    replaced = await named(connection, model_id, [new.name for new in items])
+    before_now = {row["name"]: row for row in await named(connection, model_id, [new.name for new in items])}
+    items = [_on_known_bytes(new, before_now.get(new.name)) for new in items]
     for new in sorted(items, key=lambda item: item.name):
         verdict = "waiting_for_run" if new.kind == "manifest" else "waiting_for_pair"
         row = await connection.fetchrow(
@@ -98,9 +132,23 @@ async def add(
             names.update(new.audio_names)
     await recheck(connection, model_id, stems, (), changed=True)
     await recheck(connection, model_id, (), names, changed=False)
-    kept = {new.address for new in items}
-    await may_remove(connection, model_id, [row["address"] for row in replaced if row["address"] not in kept])
+    kept = [new.address for new in items]
+    replaced = [row for row in before_now.values() if row["address"] not in kept]
+    await _give_up(connection, model_id, replaced)
+    await connection.execute(_Q["settle_intent"], model_id, kept)
     return await connection.fetch(_Q["items"], model_id, ids)
+
+
+def _on_known_bytes(new: NewItem, known: Record | None) -> NewItem:
+    same = known is not None and known["sha256"] == new.sha256 and known["address"] == new.same_as
+    return replace(new, address=new.same_as) if same and new.same_as is not None else new
+
+
+async def _give_up(connection: Connection, model_id: int, rows: Sequence[Record]) -> None:
+    """Files that were removed or replaced: their bytes go, and what runs made of them."""
+    await may_remove(connection, model_id, {row["address"]: row["bytes"] for row in rows})
+    if rows:
+        await connection.execute(_Q["erase"], model_id, [row["name"] for row in rows])
 
 
 async def recheck(
@@ -115,13 +163,18 @@ async def delete(connection: Connection, model_id: int, row: Record) -> None:
     names = [named["audio_name"] for named in await connection.fetch(_Q["names_of_manifest"], row["id"])]
     await connection.execute(_Q["delete_item"], model_id, row["id"])
     await recheck(connection, model_id, [row["stem"]], names, changed=False)
-    await may_remove(connection, model_id, [row["address"]])
+    await _give_up(connection, model_id, [row])
 
 
-async def may_remove(connection: Connection, model_id: int, addresses: Sequence[str]) -> None:
-    """Bytes that lost their owner."""
-    if addresses:
-        await connection.execute(_Q["may_remove"], model_id, addresses)
+async def may_remove(connection: Connection, model_id: int, sizes: Mapping[str, int]) -> None:
+    """Bytes that lost their owner: how many, by address. The caller has locked the model, or locks none after this."""
+    if sizes:
+        await connection.execute(_Q["may_remove"], model_id, list(sizes), list(sizes.values()))
+
+
+def parts_of(row: Record) -> dict[str, int]:
+    """Bytes of an upload's parts by address: all with the first, for only their sum is known."""
+    return {address: row["received"] if at == 0 else 0 for at, address in enumerate(row["parts"])}
 
 
 async def create_upload(  # noqa: PLR0913 - a row has that many columns
@@ -151,5 +204,5 @@ async def end_upload(connection: Connection, model_id: int, upload_id: UUID) -> 
     row = await connection.fetchrow(_Q["end_upload"], upload_id, model_id)
     if row is None:
         return False
-    await may_remove(connection, model_id, row["parts"])
+    await may_remove(connection, model_id, parts_of(row))
     return True

@@ -144,4 +144,5 @@ class DataStore:
                     [verdict.reason_code for verdict in known],
                     [verdict.reason for verdict in known],
                     [verdict.duration_s for verdict in known],
+                    [verdict.recording_s for verdict in known],
                 )

@@ -68,6 +68,10 @@ class JanitorStore:
             await connection.execute(_Q["mark_swept"], [row["id"] for row in rows])
         return len(rows)
 
+    async def deleted_keys(self, keys: Sequence[str]) -> set[str]:
+        """Those of these storage keys whose training data, model or step output is deleted; others' keys stay."""
+        return {row["key"] for row in await self._database.fetch(_Q["deleted_keys"], keys)}
+
     async def attempts_under_way(self, runs: Sequence[UUID]) -> dict[UUID, int | None]:
         """The running attempt of each of these runs, None for one that does not run; unknown runs are left out."""
         rows = await self._database.fetch(_Q["attempts_under_way"], runs)

@@ -82,8 +82,9 @@ def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
         (partial / "index.jsonl").open("w", encoding="utf-8") as index,
         (run.output / VERDICTS).open("w", encoding="utf-8") as verdicts,
     ):
-        for row, place in sounds.of(rows(manifest)):
-            verdicts.write(judged.take(row, place, index).model_dump_json() + "\n")
+        for (row, place), recording_s in zip(sounds.of(rows(manifest)), sounds.recording_s, strict=True):
+            told = {} if recording_s < 0 else {"recording_s": round(recording_s, 3)}
+            verdicts.write(judged.take(row, place, index).model_copy(update=told).model_dump_json() + "\n")
     summary = {"key": key, "rows": total, **judged.summary(), "audio_sha256": sounds.sha256}
     write_json(partial / "summary.json", summary)
     partial.rename(run.output / DATASET)
@@ -93,7 +94,7 @@ def _make(run: StepRun, manifest: Path, key: str) -> dict[str, Any]:
 class _Sounds:
     """The sound of every row that has a good one, written once however many rows bring it, and why others have none.
 
-    Holds 16 bytes for each row, and about 150 for each sound.
+    Holds 20 bytes for each row, and about 150 for each sound.
     """
 
     def __init__(self, audio: IO[bytes], lengths: Lengths) -> None:
@@ -103,6 +104,8 @@ class _Sounds:
         self._digest = hashlib.sha256()
         self._known: dict[bytes, int] = {}
         self._starts, self._ends = array("q"), array("q")
+        self.recording_s = array("f")
+        """Of the recording of each row; negative where that is unknown."""
         self._refusals: dict[int, Refusal] = {}
 
     def take(self, segment: Segment) -> None:
@@ -122,6 +125,7 @@ class _Sounds:
                 self.end = end
         self._starts.append(start)
         self._ends.append(end)
+        self.recording_s.append(-1.0 if segment.recording_s is None else segment.recording_s)
 
     def of(self, rows: Iterable[ManifestRow]) -> Iterator[tuple[ManifestRow, range | Refusal]]:
         """Each of the rows, which are those that were taken, with its samples' place or what is wrong with it."""

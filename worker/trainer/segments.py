@@ -35,6 +35,8 @@ class Segment:
     refusal: Refusal | None
     fingerprint: bytes = b""
     """Of the samples; made by the thread that decoded them, while they are at hand."""
+    recording_s: float | None = None
+    """Seconds of the whole recording: decoded, or as its decoder says where only parts of it were read."""
 
 
 def cores() -> int:
@@ -104,7 +106,7 @@ def _decode_file(rows: list[ManifestRow], parameters: WhisperParameters) -> list
 
 def _read(row: ManifestRow, recording: Recording, parameters: WhisperParameters) -> Segment:
     if refusal := too_long_recording(row, recording.duration_s, parameters):
-        return Segment(row, None, refusal)
+        return Segment(row, None, refusal, recording_s=recording.duration_s)
     try:
         samples = recording.read(*_place(row, parameters))
     except (RuntimeError, ValueError, OSError) as error:
@@ -114,13 +116,27 @@ def _read(row: ManifestRow, recording: Recording, parameters: WhisperParameters)
     except UnreadableAudioError as error:
         return Segment(row, None, Refusal("unreadable_audio", f"The recording cannot be read: {error}."[:500]))
     refusal = too_long_recording(row, len(samples) / 16_000, parameters) or after_decoding(row, samples, parameters)
-    return Segment(row, None, refusal) if refusal else Segment(row, samples, None, fingerprint(samples))
+    length_s = _length_s(row, len(samples) / 16_000, recording.duration_s, _longest_s(parameters))
+    if refusal:
+        return Segment(row, None, refusal, recording_s=length_s)
+    return Segment(row, samples, None, fingerprint(samples), length_s)
+
+
+def _length_s(row: ManifestRow, decoded_s: float, told_s: float, longest_s: float) -> float:
+    """A recording's length: what was decoded where that was all of it, else at least as far as it was read."""
+    if row.duration_s is None and not row.offset_s and decoded_s < longest_s:
+        return decoded_s
+    return max(told_s, (row.offset_s or 0.0) + decoded_s)
 
 
 def _place(row: ManifestRow, parameters: WhisperParameters) -> tuple[float, float]:
     """Offset and duration in seconds of what is read of a row's recording."""
-    longest = parameters.longest_segment_s + 1.0  # a header may lie: read no more than shows it
-    return row.offset_s or 0.0, row.duration_s or longest
+    return row.offset_s or 0.0, row.duration_s or _longest_s(parameters)
+
+
+def _longest_s(parameters: WhisperParameters) -> float:
+    """A header may lie: no more is read than shows it."""
+    return parameters.longest_segment_s + 1.0
 
 
 @contextmanager

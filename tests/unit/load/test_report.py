@@ -39,6 +39,13 @@ def test_a_file_is_accepted_when_any_of_its_segments_is():
     assert report.counts == {"silent": 1, "too_long": 1}
 
 
+def test_a_recording_keeps_its_own_length_beside_what_is_used_of_it():
+    told = {"recording_s": 600.0}
+    one = accepted([1, 2], 4.0).model_copy(update=told)
+    report = merge_verdicts([], [one, rejected([1, 2], "silent").model_copy(update=told), rejected([3, 2], "silent")])
+    assert [(item.duration_s, item.recording_s) for item in report.items] == [(4.0, 600.0), (None, None), (None, None)]
+
+
 def test_a_file_of_which_nothing_is_left_says_why():
     report = merge_verdicts([], [rejected([1], "silent"), rejected([1], "too_short"), rejected([1], "silent")])
     assert report.items[0].reason_code == "silent"

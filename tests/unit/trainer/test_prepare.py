@@ -312,3 +312,17 @@ def test_a_transcript_that_holds_a_line_separator_is_one_utterance(tmp_path):
     rows = [tiny.row(n, tiny.recording(tmp_path / f"{n}.wav", 1.0, n), text) for n, text in enumerate(texts)]
     dataset, _, _ = prepared(tmp_path, rows)
     assert [one.text for one in Dataset(dataset).utterances] == texts
+
+
+def test_a_verdict_tells_the_length_of_the_whole_recording_as_decoding_found_it(tmp_path):
+    long, short = tiny.recording(tmp_path / "long.wav", 12.0), tiny.recording(tmp_path / "short.wav", 2.0, 1)
+    untimed = tiny.recording(tmp_path / "untimed.wav", 33.0, 2)
+    rows = [
+        tiny.row(0, long, "the new dose", offset_s=1.0, duration_s=2.0, source="cue"),
+        tiny.row(1, short, "stop"),
+        tiny.row(2, untimed, "start"),
+        tiny.row(3, tmp_path / "nowhere.wav", "start again"),
+    ]
+    _, verdicts, _ = prepared(tmp_path, rows)
+    assert [one["recording_s"] for one in verdicts] == [12.0, 2.0, 33.0, None]
+    assert [one["duration_s"] for one in verdicts[:2]] == [2.0, 2.0]
