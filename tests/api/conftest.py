@@ -15,7 +15,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from worker.api import keys
-from worker.api.app import create_app
+from worker.api.app import create_app, server_config
 from worker.api.settings import ApiSettings
 from worker.storage import FileStorage
 from worker.store.api_keys import KeyStore
@@ -25,6 +25,8 @@ from worker.store.models import ModelStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from worker.api.connections import Patience
 
 PREFIX = "/api/v3"
 
@@ -103,10 +105,13 @@ class Customer:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: ApiSettings, storage: FileStorage) -> AsyncIterator[tuple[str, Any]]:
+async def serving(
+    settings: ApiSettings, storage: FileStorage, patience: Patience | None = None
+) -> AsyncIterator[tuple[str, Any]]:
     app = create_app(settings, storage)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+    config = server_config(app, patience)
+    config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     running = asyncio.create_task(server.serve([listener]))
@@ -129,14 +134,22 @@ def api_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def live(database_url: str, tmp_path: Path, api_settings: dict[str, Any]) -> AsyncIterator[Live]:
+def patience() -> Patience | None:
+    """With connections; overridden by tests that wait for its end."""
+    return None
+
+
+@pytest.fixture
+async def live(
+    database_url: str, tmp_path: Path, api_settings: dict[str, Any], patience: Patience | None
+) -> AsyncIterator[Live]:
     values = {"api_rate_per_s": 1e6, "api_burst": 1_000_000, "api_upload_folder": tmp_path / "uploads"}
     settings = ApiSettings(database_url=SecretStr(database_url), **(values | api_settings))
     storage = FileStorage(tmp_path / "storage")
     database = Database(database_url, size=4, name="test")
     await database.open()
     base_id = await ModelStore(database).create_base_language("en", "English", "weights/en")
-    async with serving(settings, storage) as (url, app):
+    async with serving(settings, storage, patience) as (url, app):
         made = Live(url, settings, database, KeyStore(database), storage, base_id, app)
         yield made
         for client in made.clients:

@@ -18,6 +18,7 @@ LEAVES = {
     "worker.log",
     "worker",
     "worker.concurrency",
+    "worker.fair",
     "worker.tracing",
 }
 DOMAIN = {"worker.domain", "schemas", "sql"}

@@ -1,15 +1,17 @@
 """What every handler has at hand."""
 
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from worker.api.access import Keyring
+from worker.api.limits import Limits
 from worker.api.problems import Refused, not_found
 from worker.api.settings import ApiSettings
+from worker.api.turns import Turns
 from worker.api.watch import Watcher
 from worker.storage import Storage
 from worker.store.api import ApiStore
@@ -24,14 +26,16 @@ class Api:
     """The parts that handlers use; made once, in ``worker.api.app``."""
 
     settings: ApiSettings
+    limits: Limits
+    keyring: Keyring
     database: Database
     storage: Storage
     models: ApiStore
     data: DataStore
     webhooks: WebhookStore
     watcher: Watcher
-    uploads: Counter[int] = field(default_factory=Counter)
-    """Uploads under way, by organization."""
+    turns: Turns = field(default_factory=Turns)
+    """Changes of models' data, one after another."""
 
     async def model(self, key: Key, model_id: int) -> Record:
         """A model for whoever may see it.
@@ -44,11 +48,12 @@ class Api:
             raise not_found()
         return row
 
-    @asynccontextmanager
-    async def upload_slot(self, organization_id: int) -> AsyncIterator[None]:
-        """One of the uploads this process takes at the same time, of which an organization gets at most half.
+    @contextmanager
+    def upload_slot(self, organization_id: int) -> Iterator[None]:
+        """One of the uploads this process takes at the same time.
 
-        A sender may be slow for hours, so without a share one organization could keep all others out.
+        An organization gets at most half, and the last quarter are for organizations that have none: a sender may be
+        slow for hours, and several together could keep all others out.
 
         Args:
             organization_id: of the model that the upload is for.
@@ -56,16 +61,10 @@ class Api:
         Raises:
             Refused: all are taken.
         """
-        most = self.settings.api_uploads_at_once
-        if self.uploads.total() >= most or self.uploads[organization_id] >= max(1, most // 2):
-            raise Refused("unavailable", "Too many uploads at the moment.", headers={"Retry-After": "5"})
-        self.uploads[organization_id] += 1
-        try:
+        with self.limits.slots.place(organization_id) as there_is_one:
+            if not there_is_one:
+                raise Refused("unavailable", "Too many uploads at the moment.", headers={"Retry-After": "5"})
             yield
-        finally:
-            self.uploads[organization_id] -= 1
-            if not self.uploads[organization_id]:
-                del self.uploads[organization_id]
 
 
 Handler = Callable[[Api, Key, Request], Awaitable[Response]]

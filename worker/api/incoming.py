@@ -20,6 +20,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from worker.api.bodies import chunks
 from worker.api.contents import Content, RefusedContent, check_names, checked_kind, checked_name, look_inside
+from worker.api.limits import Limits, Room, room_for
 from worker.api.problems import Refused, invalid
 from worker.api.settings import ApiSettings
 from worker.storage.disk import writing_errors
@@ -28,6 +29,7 @@ from worker.storage.disk import writing_errors
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _LONGEST_FIELD: Final = 100
+_FURTHER_FIELDS: Final = 20
 _SPLITS: Final = ("train", "dev", "test")
 
 
@@ -85,6 +87,8 @@ class _Spool:
 
     def __init__(self, folder: Path, settings: ApiSettings, into: Incoming) -> None:
         self._folder = folder
+        self._parts = 0
+        self._names: set[str] = set()
         self._settings = settings
         self._into = into
         self._headers: dict[bytes, bytes] = {}
@@ -111,6 +115,10 @@ class _Spool:
         }
 
     def _part_begins(self) -> None:
+        self._parts += 1
+        # Each file may have a field "split" of its own before it, and a form some more.
+        if self._parts > 2 * self._settings.api_most_files + _FURTHER_FIELDS:
+            raise Refused("too_many_files", "The form has too many parts.")
         self._headers = {}
         self._arriving = self._field = None
 
@@ -147,9 +155,10 @@ class _Spool:
         except RefusedContent as refused:
             self._into.turned.append(Turned(shown, refused.code, refused.reason))
         else:
-            if any(name == other.name for other in self._into.arrived):
+            if name in self._names:
                 self._into.turned.append(Turned(name, "bad_file_name", "Two files of this upload have this name."))
                 return
+            self._names.add(name)
             self._arriving = Arrived(name, self._folder / str(files), self._split)
             self._file = self._arriving.path.open("xb")
             self._digest = hashlib.sha256()
@@ -229,36 +238,49 @@ async def spool_folder(settings: ApiSettings) -> AsyncIterator[Path]:
 
 
 @asynccontextmanager
-async def incoming(request: Request, settings: ApiSettings) -> AsyncIterator[Incoming]:
+async def incoming(
+    request: Request, settings: ApiSettings, limits: Limits, organization_id: int
+) -> AsyncIterator[Incoming]:
     """The files of a multipart request, spooled and looked into; gone when the block ends.
 
     Raises:
-        Refused: not multipart, broken off, over a limit, or not one file that can be kept.
+        Refused: not multipart, broken off, over a limit, too slow, no room, or not one file that can be kept.
     """
     boundary = _boundary(request)
-    promised = request.headers.get("content-length", "0")
-    if promised.isdigit() and int(promised) > settings.api_largest_request_bytes:
-        raise _request_too_large(settings)
     async with spool_folder(settings) as folder:
-        into = Incoming()
-        spool = _Spool(folder, settings, into)
-        try:
-            await _feed(request, boundary, spool, settings)
-        finally:
-            spool.close()
-        await look_at(into, settings)
-        into.refuse_if_nothing()
-        yield into
+        with room_for(limits, organization_id, folder) as room:
+            promised = request.headers.get("content-length", "0")
+            if promised.isdigit():
+                if int(promised) > limits.largest_request_bytes:
+                    raise _request_too_large(limits)
+                room.expect(int(promised))
+            into = Incoming()
+            spool = _Spool(folder, settings, into)
+            try:
+                await _feed(request, boundary, spool, room, settings, limits)
+            finally:
+                spool.close()
+            await look_at(into, settings)
+            into.refuse_if_nothing()
+            yield into
 
 
-async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiSettings) -> None:
+def upload_chunks(request: Request, settings: ApiSettings) -> AsyncIterator[bytes]:
+    """The body of an upload, from a sender who is fast enough to hold a slot."""
+    return chunks(request, settings.api_least_upload_bytes_per_s, settings.api_longest_upload_s)
+
+
+async def _feed(  # noqa: PLR0913 - a request, where it goes, and what limits it
+    request: Request, boundary: bytes, spool: _Spool, room: Room, settings: ApiSettings, limits: Limits
+) -> None:
     received = 0
     try:
         parser = MultipartParser(boundary, spool.callbacks())  # type: ignore[arg-type]  # a TypedDict of the same
-        async for chunk in chunks(request):
+        async for chunk in upload_chunks(request, settings):
             received += len(chunk)
-            if received > settings.api_largest_request_bytes:
-                raise _request_too_large(settings)
+            if received > limits.largest_request_bytes:
+                raise _request_too_large(limits)
+            room.take(len(chunk))
             with writing_errors():
                 parser.write(chunk)
         with writing_errors():
@@ -286,5 +308,5 @@ async def look_at(into: Incoming, settings: ApiSettings) -> None:
     into.arrived = kept
 
 
-def _request_too_large(settings: ApiSettings) -> Refused:
-    return Refused("too_large", f"One request has at most {settings.api_largest_request_bytes} bytes.")
+def _request_too_large(limits: Limits) -> Refused:
+    return Refused("too_large", f"One request has at most {limits.largest_request_bytes} bytes.")
