@@ -177,14 +177,16 @@ class PatientProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes count before anybody knows what they are."""
-        if self.transport.is_closing():
-            return
-        self._unparsed += len(data)
-        super().data_received(data)
-        if self._unparsed > LARGEST_HEAD_BYTES and not self.transport.is_closing():
-            self._refusal = _head_too_large()
-            self.send_400_response("")
+        """Bytes count before anybody knows what they are; a large read goes in pieces, so that each is counted."""
+        for start in range(0, len(data), LARGEST_HEAD_BYTES):
+            if self.transport.is_closing():
+                return
+            piece = data[start : start + LARGEST_HEAD_BYTES]
+            self._unparsed += len(piece)
+            super().data_received(piece)
+            if self._unparsed > LARGEST_HEAD_BYTES and not self.transport.is_closing():
+                self._refusal = _head_too_large()
+                self.send_400_response("")
 
     def on_message_begin(self) -> None:
         """A head begins."""
