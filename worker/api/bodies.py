@@ -125,7 +125,8 @@ async def chunks(request: Request, least_bytes_per_s: float = 0, longest_s: floa
 
 
 def _too_slow() -> Refused:
-    return Refused("too_slow", "The body came too slowly.", headers={"Connection": "close"})
+    # Without "Connection: close": the connection still takes a little of the body, so that its sender can read why.
+    return Refused("too_slow", "The body came too slowly.")
 
 
 async def read_body(request: Request, limit_bytes: int = LARGEST_JSON_BYTES) -> bytes:
