@@ -177,6 +177,21 @@ class TestCounts:
                 while await anext(lines) != "event: changed":
                     pass
 
+    async def test_a_crowd_of_idle_ones_does_not_leave_those_who_come_a_single_place(self, live):
+        """Else whoever comes would push out the one before, faster than an honest head can cross a network."""
+        book = live.app.state.connections
+        book._per_address = 1_000
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(24):
+                reader, _ = await stack.enter_async_context(talking(live, GET + b"\r\n"))
+                await reader.readuntil(b"\r\n\r\n")
+            reader, writer = await stack.enter_async_context(talking(live, HALF))
+            for _ in range(8):
+                await stack.enter_async_context(talking(live))
+            await until(lambda: book.closed["full"] == 9)
+            writer.write(b"late\r\n\r\n")
+            assert b"HTTP/1.1 401" in await reader.readuntil(b"\r\n\r\n")
+
     async def test_when_all_have_a_request_under_way_a_new_one_is_told_503(self, live, customer):
         model = await customer.model()
         for places in (live.app.state.api.limits.watchers, live.app.state.api.limits.watchers_of_key):

@@ -48,8 +48,9 @@ class Patience:
 class Connections:
     """All connections of one process: how many, whose, and which of them can go when there are too many.
 
-    Who has not finished a head goes first, the oldest first: an honest client sends its head at once, so silent ones
-    cannot keep it out. Then who is between two requests. Requests under way are never ended for room.
+    There are those that have not finished a head, and those that are between two requests. The oldest of the larger group
+    goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and many have
+    to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never ended for room.
 
     Args:
         most: connections at most.
@@ -114,12 +115,14 @@ class Connections:
         self._idle.pop(connection, None)
 
     def _make_room(self, why: str, among: "OrderedDict[PatientProtocol, None] | None") -> bool:
-        for waiting in (self._unfinished, self._idle):
-            found = next(iter(waiting), None) if among is None else next((one for one in among if one in waiting), None)
-            if found is not None:
-                self.end(found, why)
-                return True
-        return False
+        waiting = self._unfinished if len(self._unfinished) >= len(self._idle) else self._idle
+        if among is None:
+            found = next(iter(waiting), None)
+        else:
+            found = next((one for one in among if one in self._unfinished or one in self._idle), None)
+        if found is not None:
+            self.end(found, why)
+        return found is not None
 
     def end(self, connection: "PatientProtocol", why: str) -> None:
         """End a connection at once, and count it."""
