@@ -35,6 +35,10 @@ class DatabaseRefused(WorkerError):  # noqa: N818
     """The database answered no."""
 
 
+class Busy(WorkerError):  # noqa: N818
+    """Somebody else changes this at the moment: let go of everything and try again."""
+
+
 class SchemaTooNew(WorkerError):  # noqa: N818
     """A migration on this schema says that this code is too old for it."""
 

@@ -7,6 +7,10 @@ from training_data where custom_model_id = $1 order by id offset $2 limit $3
 -- One change of a model's data at a time, so that two halves of a pair that arrive together see each other.
 select pg_advisory_xact_lock(1906, hashint8($1::bigint))
 
+-- name: try_hold_data
+-- The same, at once or not at all: whoever waits for it does so without a connection that others need.
+select pg_try_advisory_xact_lock(1906, hashint8($1::bigint)) as mine
+
 -- name: named
 -- What a model has under these names.
 select id, name, stem, bytes, sha256, address, created_at from training_data where custom_model_id = $1 and name = any ($2::text[])
@@ -22,33 +26,48 @@ from training_data where custom_model_id = $1 and id = any ($2::bigint[]) order 
 
 -- name: forget_manifest_names
 -- A manifest that came again names other audio.
-delete from manifest_names where data_id = $1 returning audio_name
+delete from manifest_names where data_id = $1
 
 -- name: keep_manifest_names
--- The audio that a manifest names.
+-- Audio that a manifest names.
 insert into manifest_names (data_id, custom_model_id, audio_name) select $1, $2, unnest($3::text[]) on conflict do nothing
 
--- name: names_of_manifest
--- The audio that a manifest names.
-select audio_name from manifest_names where data_id = $1
-
--- name: recheck
--- Whether these files have their other half: by stem, or named in a manifest, whatever the folder. $4: their content changed, so a verdict
--- of an earlier run says nothing any more.
+-- name: recheck_stems
+-- Whether the files of these stems have their other half: by stem, or named in a manifest, whatever the folder. $3: their content
+-- changed, so a verdict of an earlier run says nothing any more.
 with looked_at as (
     select d.id, d.verdict,
         exists (select from training_data o where o.custom_model_id = d.custom_model_id and o.stem = d.stem
             and o.kind = case d.kind when 'audio' then 'transcript' else 'audio' end)
         or (d.kind = 'audio' and exists (select from manifest_names n
             where n.custom_model_id = d.custom_model_id and n.audio_name = substring(d.name from '[^/]*$'))) as paired
-    from training_data d
-    where d.custom_model_id = $1 and d.kind <> 'manifest' and (d.stem = any ($2::text[]) or substring(d.name from '[^/]*$') = any ($3::text[]))
+    from (select distinct unnest($2::text[]) as stem) s
+    join training_data d on d.custom_model_id = $1 and d.stem = s.stem and d.kind <> 'manifest'
 )
 update training_data d
 set verdict = case when not l.paired then 'waiting_for_pair' else 'waiting_for_run' end, reason_code = null, reason = null
 from looked_at l
 where d.id = l.id and (not l.paired and l.verdict <> 'waiting_for_pair' or l.paired and (l.verdict = 'waiting_for_pair'
-    or $4::boolean and l.verdict <> 'waiting_for_run'))
+    or $3::boolean and l.verdict <> 'waiting_for_run'))
+
+-- name: recheck_audio
+-- The same of recordings whose id is above $2, the next $3 of them, after a manifest came, changed or went: each asks an index whether
+-- it is named, so that this grows with the model's recordings and not with recordings times names. The last id looked at.
+with looked_at as (
+    select d.id, d.kind, d.verdict,
+        exists (select from training_data o where o.custom_model_id = d.custom_model_id and o.stem = d.stem and o.kind = 'transcript')
+        or exists (select from manifest_names n
+            where n.custom_model_id = d.custom_model_id and n.audio_name = substring(d.name from '[^/]*$')) as paired
+    from training_data d
+    where d.custom_model_id = $1 and d.id > $2
+    order by d.id limit $3
+), changed as (
+    update training_data d
+    set verdict = case when not l.paired then 'waiting_for_pair' else 'waiting_for_run' end, reason_code = null, reason = null
+    from looked_at l
+    where d.id = l.id and l.kind = 'audio' and l.paired = (l.verdict = 'waiting_for_pair')
+)
+select max(id) as last from looked_at
 
 -- name: delete_item
 -- One item of a model, gone.

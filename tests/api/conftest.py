@@ -16,7 +16,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from worker.api import keys
-from worker.api.app import create_app
+from worker.api.app import create_app, server_config
 from worker.api.settings import ApiSettings
 from worker.storage import FileStorage
 from worker.store.api_keys import KeyStore
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Logins
+    from worker.api.connections import Patience
 
 PREFIX = "/api/v3"
 ENCRYPTION_KEY = base64.b64encode(bytes(range(32))).decode()
@@ -109,10 +110,13 @@ class Customer:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: ApiSettings, storage: FileStorage) -> AsyncIterator[tuple[str, Any]]:
+async def serving(
+    settings: ApiSettings, storage: FileStorage, patience: Patience | None = None
+) -> AsyncIterator[tuple[str, Any]]:
     app = create_app(settings, storage)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+    config = server_config(app, patience)
+    config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     running = asyncio.create_task(server.serve([listener]))
@@ -135,7 +139,15 @@ def api_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def live(database_url: str, logins: Logins, tmp_path: Path, api_settings: dict[str, Any]) -> AsyncIterator[Live]:
+def patience() -> Patience | None:
+    """With connections; overridden by tests that wait for its end."""
+    return None
+
+
+@pytest.fixture
+async def live(
+    database_url: str, logins: Logins, tmp_path: Path, api_settings: dict[str, Any], patience: Patience | None
+) -> AsyncIterator[Live]:
     """The API has the login that it has in production; the test itself has the owner's."""
     values = {
         "api_rate_per_s": 1e6,
@@ -148,7 +160,7 @@ async def live(database_url: str, logins: Logins, tmp_path: Path, api_settings: 
     database = Database(database_url, size=4, name="test")
     await database.open()
     base_id = await ModelStore(database).create_base_language("en", "English", "weights/en")
-    async with serving(settings, storage) as (url, app):
+    async with serving(settings, storage, patience) as (url, app):
         made = Live(url, settings, database_url, database, KeyStore(database), storage, base_id, app)
         yield made
         for client in made.clients:

@@ -8,7 +8,7 @@ import time
 import pytest
 import structlog
 
-from worker.api import contents, outward, watch
+from worker.api import contents, outward
 from worker.data.text_reader import ReadingLimits
 from worker.errors import DatabaseAway, StorageAway
 
@@ -206,8 +206,9 @@ class TestUploadSlots:
         assert answer.status_code == 201
 
 
-async def test_one_organization_cannot_be_everybody_who_watches(customer, stranger, monkeypatch):
-    monkeypatch.setattr(watch, "MOST_WATCHERS", 8)
+async def test_one_organization_cannot_be_everybody_who_watches(live, customer, stranger):
+    places = live.app.state.api.limits.watchers
+    places.total, places.most = 8, 2
     model, other = await customer.model(), await stranger.model()
     lines = []  # a reader that is let go ends its request
     async with contextlib.AsyncExitStack() as stack:

@@ -110,19 +110,18 @@ def serve(kind: str, url: str, port: int) -> None:
     """One server, until it is ended."""
     import uvicorn  # noqa: PLC0415 - only in the server's process
 
-    app: Any
     if kind == "plain":
-        app = plain(url)
+        uvicorn.run(plain(url), host="127.0.0.1", port=port, access_log=False, log_level="error")
     else:
         from pydantic import SecretStr  # noqa: PLC0415
 
-        from worker.api.app import create_app  # noqa: PLC0415
+        from worker.api.app import create_app, server_config  # noqa: PLC0415
         from worker.api.settings import ApiSettings  # noqa: PLC0415
         from worker.storage import FileStorage  # noqa: PLC0415
 
-        settings = ApiSettings(database_url=SecretStr(url), api_rate_per_s=1e6, api_burst=10**6)
+        settings = ApiSettings(database_url=SecretStr(url), api_port=port, api_rate_per_s=1e6, api_burst=10**6)
         app = create_app(settings, FileStorage(Path(tempfile.mkdtemp(prefix="polling-"))))
-    uvicorn.run(app, host="127.0.0.1", port=port, access_log=False, log_level="error")
+        uvicorn.Server(server_config(app)).run()
 
 
 def plain(url: str) -> Any:

@@ -219,7 +219,7 @@ async def test_verdicts_and_an_upload_of_half_a_pair_wait_for_each_other_in_one_
         verdicts = [_silent(audio), _silent(words)]
         judging = asyncio.create_task(data.set_verdicts(run.fence, run.custom_model_id, verdicts, {}))
         await _somebody_waits(stage)
-        await api_data.recheck(upload, run.custom_model_id, {"f"}, (), changed=True)
+        await api_data.recheck(upload, run.custom_model_id, {"f"}, changed=True)
     await judging
     assert await _verdicts(stage) == {"f.txt": "rejected", "f.wav": "rejected"}
 

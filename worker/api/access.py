@@ -42,6 +42,32 @@ class Keyring:
         self._listening = False
         # Counts the changes heard of: an answer read before one is not remembered after it.
         self._changes = 0
+        self._told: list[Callable[[], None]] = []
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """Have somebody told whenever a key has changed, or may have without our hearing of it."""
+        self._told.append(tell)
+
+    async def still_valid(self, key: Key) -> bool:
+        """Whether a key that was let in would be let in again; True while nobody can say."""
+        if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
+            return False
+        if self._known.get(key.sha256) == key:
+            return True
+        try:
+            found = await self._found(key.sha256)
+        except DatabaseAway:
+            return True
+        return found is not None and (found.organization_id, found.role) == (key.organization_id, key.role)
+
+    async def _found(self, sha256: bytes) -> Key | None:
+        changes = self._changes
+        key = await self._store.by_digest(sha256)
+        if key is not None and self._listening and changes == self._changes:
+            self._known[sha256] = key
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return key
 
     async def caller(self, authorization: str | None) -> Key:
         """The key behind an ``Authorization`` header.
@@ -58,12 +84,7 @@ class Keyring:
         sha256 = digest(token)
         key = self._known.get(sha256)
         if key is None:
-            changes = self._changes
-            key = await self._store.by_digest(sha256)
-            if key is not None and self._listening and changes == self._changes:
-                self._known[sha256] = key
-                if len(self._known) > REMEMBERED:
-                    self._known.popitem(last=False)
+            key = await self._found(sha256)
         if key is None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
             raise _unauthorized("The key is not valid.")
         return key
@@ -71,6 +92,11 @@ class Keyring:
     def _changed(self, sha256: str) -> None:
         self._changes += 1
         self._known.pop(bytes.fromhex(sha256), None)
+        self._tell()
+
+    def _tell(self) -> None:
+        for tell in self._told:
+            tell()
 
     async def listen(self) -> None:
         """Hear of revoked keys, for ever; forget everything whenever nobody would tell."""
@@ -78,6 +104,7 @@ class Keyring:
             with contextlib.suppress(DatabaseAway, DatabaseRefused):
                 async with key_changes(self._dsn, self._changed) as connection:
                     self._listening = True
+                    self._tell()  # of what changed while nobody listened
                     try:
                         while not connection.is_closed():
                             await asyncio.sleep(_PING_S)
@@ -86,6 +113,7 @@ class Keyring:
                         self._listening = False
                         self._changes += 1
                         self._known.clear()
+                        self._tell()
             await asyncio.sleep(_RETRY_S)
 
 

@@ -1,17 +1,19 @@
 """What every handler has at hand."""
 
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from worker.api.access import Keyring
+from worker.api.limits import Limits
 from worker.api.outward import Outward
 from worker.api.problems import Refused, not_found
 from worker.api.registrations import Registrations
 from worker.api.settings import ApiSettings
+from worker.api.turns import Turns
 from worker.api.watch import Watcher
 from worker.data.text_reader import TextReaders
 from worker.encryption import Encryption
@@ -28,6 +30,8 @@ class Api:
     """The parts that handlers use; made once, in ``worker.api.app``."""
 
     settings: ApiSettings
+    limits: Limits
+    keyring: Keyring
     database: Database
     storage: Storage
     models: ApiStore
@@ -37,10 +41,10 @@ class Api:
     encryption: Encryption
     outward: Outward
     registrations: Registrations
-    uploads: Counter[int] = field(default_factory=Counter)
-    """Uploads under way, by organization."""
     readers: TextReaders = field(default_factory=TextReaders)
     """Of customers' texts; the lifespan of the application closes them."""
+    turns: Turns = field(default_factory=Turns)
+    """Changes of models' data, one after another."""
 
     async def model(self, key: Key, model_id: int) -> Record:
         """A model for whoever may see it.
@@ -53,11 +57,12 @@ class Api:
             raise not_found()
         return row
 
-    @asynccontextmanager
-    async def upload_slot(self, organization_id: int) -> AsyncIterator[None]:
-        """One of the uploads this process takes at the same time, of which an organization gets at most half.
+    @contextmanager
+    def upload_slot(self, organization_id: int) -> Iterator[None]:
+        """One of the uploads this process takes at the same time.
 
-        A sender may be slow for hours, so without a share one organization could keep all others out.
+        An organization gets at most half, and the last quarter are for organizations that have none: a sender may be
+        slow for hours, and several together could keep all others out.
 
         Args:
             organization_id: of the model that the upload is for.
@@ -65,16 +70,10 @@ class Api:
         Raises:
             Refused: all are taken.
         """
-        most = self.settings.api_uploads_at_once
-        if self.uploads.total() >= most or self.uploads[organization_id] >= max(1, most // 2):
-            raise Refused("unavailable", "Too many uploads at the moment.", headers={"Retry-After": "5"})
-        self.uploads[organization_id] += 1
-        try:
+        with self.limits.slots.place(organization_id) as there_is_one:
+            if not there_is_one:
+                raise Refused("unavailable", "Too many uploads at the moment.", headers={"Retry-After": "5"})
             yield
-        finally:
-            self.uploads[organization_id] -= 1
-            if not self.uploads[organization_id]:
-                del self.uploads[organization_id]
 
 
 Handler = Callable[[Api, Key, Request], Awaitable[Response]]

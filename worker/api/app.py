@@ -19,8 +19,10 @@ from starlette.staticfiles import StaticFiles
 from worker.api import report
 from worker.api.access import Keyring, Limiter, require
 from worker.api.api import Api
+from worker.api.connections import Connections, Patience, protocol_for
 from worker.api.door import PREFIX, Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
+from worker.api.limits import Limits, limits_of, raise_open_files
 from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
 from worker.api.openapi import document
 from worker.api.outward import Outward
@@ -44,6 +46,8 @@ from worker.store.webhooks import PURPOSE, WebhookStore
 from worker.tracing import TracedRequests, open_tracing
 
 _LOG: Final = structlog.get_logger("api")
+_BESIDE: Final = 3
+"""Database connections of what runs beside requests: webhooks and tidying."""
 _PAGE_POLICY: Final = (
     # The console shows reports in a frame, which inherits this policy: their one style sheet is allowed by its digest.
     f"default-src 'none'; script-src 'self'; style-src 'self' '{report.style_digest()}'; img-src 'self'; "
@@ -58,11 +62,23 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         settings: the API's own.
         storage: where training data, logs and artifacts lie; the caller closes it.
     """
-    database = Database(settings.database_url.get_secret_value(), size=settings.api_database_connections, name="api")
+    url = settings.database_url.get_secret_value()
+    limits = limits_of(settings)
+    database = Database(
+        url,
+        size=settings.api_database_connections,
+        name="api",
+        settings=_bounded(settings.api_statement_timeout_s),
+        shares=limits.database,
+    )
+    # What runs beside requests has no customer to wait for it, and statements of its own length.
+    beside_database = Database(url, size=_BESIDE, name="api-beside")
     models = ApiStore(database)
-    keyring = Keyring(KeyStore(database), settings.database_url.get_secret_value())
+    keyring = Keyring(KeyStore(database), url)
     api = Api(
         settings=settings,
+        limits=limits,
+        keyring=keyring,
         database=database,
         storage=storage,
         models=models,
@@ -78,15 +94,20 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         ),
         registrations=Registrations(time.monotonic),
     )
+    keyring.on_change(api.watcher.wake)
     beside = (
         keyring.listen,
         api.watcher.look,
-        Sender(api.webhooks, api.encryption, api.outward).run,
-        Tidying(TidyStore(database), storage, api.webhooks, api.encryption).run,
+        Sender(WebhookStore(beside_database), api.encryption, api.outward).run,
+        Tidying(TidyStore(beside_database), storage, WebhookStore(beside_database), api.encryption).run,
     )
 
     app = FastAPI(
-        title="Custom Models", lifespan=_lifespan(api, beside), docs_url=None, redoc_url=None, openapi_url=None
+        title="Custom Models",
+        lifespan=_lifespan(api, (database, beside_database), beside),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
     )
     app.state.api = api
     for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS):
@@ -99,7 +120,7 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     for kind, answer in _ANSWERS.items():
         app.add_exception_handler(kind, answer)
     limiter = Limiter(settings.api_rate_per_s, settings.api_burst, time.monotonic)
-    app.add_middleware(Door, keyring=keyring, limiter=limiter, models=models, settings=settings)
+    app.add_middleware(Door, keyring=keyring, limiter=limiter, models=models, settings=settings, limits=limits)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -122,12 +143,21 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     return app
 
 
-def _lifespan(api: Api, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
+def _bounded(limit_s: float) -> dict[str, str]:
+    """A session whose statements, waits for locks and silences inside a transaction end in time."""
+    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    return dict.fromkeys(names, f"{limit_s * 1000:.0f}ms")
+
+
+def _lifespan(
+    api: Api, databases: tuple[Database, ...], beside: tuple[Callable[[], Awaitable[None]], ...]
+) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await api.database.open()
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(api.database.close)
+            for database in databases:
+                await database.open()
+                stack.push_async_callback(database.close)
             stack.push_async_callback(api.readers.close)
             stack.push_async_callback(api.outward.aclose)
             running = [asyncio.ensure_future(_for_ever(run)) for run in beside]
@@ -233,6 +263,32 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._manager.stopping()
         await super().shutdown(sockets)
+def server_config(app: FastAPI, patience: Patience | None = None) -> uvicorn.Config:
+    """How the application is served: address, limits, and whose word on clients is taken.
+
+    Args:
+        app: from `create_app`.
+        patience: with connections; None: as customers get it.
+    """
+    settings: ApiSettings = app.state.api.settings
+    limits: Limits = app.state.api.limits
+    proxies = settings.trusted_proxies
+    app.state.connections = Connections(limits.connections, limits.per_address, proxies, patience)
+    return uvicorn.Config(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        http=protocol_for(app.state.connections),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=30,
+        lifespan="on",
+    )
 
 
 async def serve(settings: ApiSettings, storage: Storage) -> None:
@@ -242,19 +298,9 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
         DatabaseAway: nobody answers there.
         SystemExit: the port is taken.
     """
+    raise_open_files(settings)
     app = create_app(settings, storage)
-    config = uvicorn.Config(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=30,
-        lifespan="on",
-    )
+    config = server_config(app)
     manager = ServiceManager()
     try:
         async with LoopGuard(settings.api_frozen_limit_s, manager):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator
 from typing import Any, Final, TypeVar
@@ -15,8 +16,8 @@ from schemas.messages import LARGEST_ID
 from worker.api.problems import Refused, invalid, not_found
 
 LARGEST_JSON_BYTES: Final = 64 * 1024
-PATIENCE_S: Final = 60.0
-"""Longest pause of a sender inside a body."""
+PATIENCE_S = 60.0
+"""Longest pause of a sender inside a body; also the longest that a small body may take."""
 _ID: Final = re.compile(r"[1-9][0-9]{0,18}")
 _JSON: Final = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -86,34 +87,56 @@ def query_text(request: Request, name: str, longest: int) -> str | None:
     return text
 
 
-async def chunks(request: Request) -> AsyncIterator[bytes]:
+async def chunks(request: Request, least_bytes_per_s: float = 0, longest_s: float = math.inf) -> AsyncIterator[bytes]:
     """A body as it arrives, from a sender who keeps sending.
 
+    Only the time in which we wait counts for the sender's rate, not the time that we need ourselves.
+
+    Args:
+        request: whose body.
+        least_bytes_per_s: that have to come in each minute of waiting.
+        longest_s: for all of it.
+
     Raises:
-        Refused: it broke off, or nothing came for a minute.
+        Refused: it broke off, nothing came for a minute, or it comes too slowly.
     """
+    now = asyncio.get_running_loop().time
     stream = request.stream()
+    ends_at = now() + longest_s
+    waited_s, came = 0.0, 0
     try:
         while True:
-            async with asyncio.timeout(PATIENCE_S):
+            began = now()
+            async with asyncio.timeout(max(0.0, min(PATIENCE_S, ends_at - began))):
                 chunk = await anext(stream)
+            waited_s += now() - began
+            came += len(chunk)
+            if waited_s >= PATIENCE_S:
+                if came < least_bytes_per_s * PATIENCE_S:
+                    raise _too_slow()
+                waited_s, came = 0.0, 0
             yield chunk
     except StopAsyncIteration:
         return
     except TimeoutError:
-        raise Refused("too_slow", f"Nothing came for {PATIENCE_S:g} s.", headers={"Connection": "close"}) from None
+        raise _too_slow() from None
     except ClientDisconnect:
         raise Refused("malformed_request", "The body broke off.") from None
+
+
+def _too_slow() -> Refused:
+    # Without "Connection: close": the connection still takes a little of the body, so that its sender can read why.
+    return Refused("too_slow", "The body came too slowly.")
 
 
 async def read_body(request: Request, limit_bytes: int = LARGEST_JSON_BYTES) -> bytes:
     """A small body, whole.
 
     Raises:
-        Refused: too large, or it broke off.
+        Refused: too large, too slow, or it broke off.
     """
     body = bytearray()
-    async for chunk in chunks(request):
+    async for chunk in chunks(request, longest_s=PATIENCE_S):
         body += chunk
         if len(body) > limit_bytes:
             raise Refused("too_large", f"This body has at most {limit_bytes} bytes.")

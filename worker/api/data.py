@@ -43,13 +43,12 @@ async def list_data(api: Api, key: Key, request: Request) -> Response:
 async def upload(api: Api, key: Key, request: Request) -> Response:
     """POST /custom_models/{id}/data: several files, each with its verdict."""
     model = await api.model(key, path_id(request.path_params["id"]))
-    async with api.upload_slot(model["organization_id"]):
+    organization_id = model["organization_id"]
+    with api.upload_slot(organization_id):
         # A repeat gets its answer, although what it repeats has used up the quota.
         again = await answered_before(api.database, request, key)
-        room = api.settings.api_largest_request_bytes
-        if not again:
-            room = await quotas.room_bytes(api, model["organization_id"])
-        async with incoming(request, api.settings, api.readers, model["organization_id"], room) as arriving:
+        quota_bytes = None if again else await quotas.room_bytes(api, organization_id)
+        async with incoming(request, api, organization_id, quota_bytes) as arriving:
             told = await repeated(api.database, request, key, arriving.digest())
             return await _keep(api, key, request, model, arriving) if told is None else told
 
@@ -61,7 +60,8 @@ async def _keep(api: Api, key: Key, request: Request, model: Record, arriving: I
             rows = await add(api, connection, key, model, items)
             return present.answer(_uploaded(rows, arriving), 201)
 
-        return await once(api.database, request, key, arriving.digest(), effect)
+        async with api.turns.of(model["id"]):
+            return await once(api.database, request, key, arriving.digest(), effect)
 
 
 def _uploaded(rows: list[Record], arriving: Incoming) -> dict[str, object]:
@@ -162,10 +162,11 @@ async def add(api: Api, connection: Connection, key: Key, model: Record, items: 
     """Stored files become training data, in the request's transaction.
 
     Raises:
+        Busy: another change of the model's data is under way.
         Refused: the model is gone, an active run uses a file of the same name, or the quota is used up.
     """
     model_id, organization_id = model["id"], model["organization_id"]
-    await api_data.hold(connection, model_id)
+    await api_data.try_hold(connection, model_id)
     if await store.read_model(connection, model_id, organization_id) is None:
         raise not_found()
     await _refuse_if_used(connection, model_id, await api_data.named(connection, model_id, [i.name for i in items]))
@@ -195,7 +196,10 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
     data_id = path_id(request.path_params["data_id"], "data item")
 
     async def effect(connection: Connection) -> Answer:
-        await api_data.hold(connection, model_id)  # before the model, as an upload does
+        # The right first: how long the answer takes must not tell that another organization is uploading.
+        if await store.read_model(connection, model_id, key.organization_id) is None:
+            raise not_found()
+        await api_data.try_hold(connection, model_id)  # before the model, as an upload does
         model = await store.lock_model(connection, model_id, key.organization_id)
         if model is None:
             raise not_found()
@@ -209,7 +213,10 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
         )
         return Answer(204, None, b"")
 
-    return await once(api.database, request, key, b"", effect)
+    if await api.models.model(model_id, key.organization_id) is None:  # no turn of a model that is none of the caller's
+        return await once(api.database, request, key, b"", effect)
+    async with api.turns.of(model_id):
+        return await once(api.database, request, key, b"", effect)
 
 
 def new_upload_key(model: Record, upload_id: object, offset: int) -> str:

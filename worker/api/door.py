@@ -11,11 +11,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.api import present
 from worker.api.access import Keyring, Limiter
+from worker.api.limits import Limits
 from worker.api.problems import Refused
 from worker.api.settings import ApiSettings
 from worker.errors import DatabaseAway
 from worker.store.api import ApiStore
 from worker.store.api_keys import Key
+from worker.store.database import connections_count_for
 
 _LOG: Final = structlog.get_logger("api")
 PREFIX: Final = "/api/v3"
@@ -33,15 +35,18 @@ class Door:
         limiter: how often.
         models: answers polls.
         settings: for the floor that ``is_trainable`` tells.
+        limits: how many requests an organization, or a client behind a proxy, may have under way.
     """
 
-    def __init__(
-        self, app: ASGIApp, keyring: Keyring, limiter: Limiter, models: ApiStore, settings: ApiSettings
+    def __init__(  # noqa: PLR0913 - what it needs
+        self, app: ASGIApp, keyring: Keyring, limiter: Limiter, models: ApiStore, settings: ApiSettings, limits: Limits
     ) -> None:
         self._app = app
         self._keyring = keyring
         self._limiter = limiter
         self._models = models
+        self._under_way = limits.requests
+        self._clients = limits.clients
         self._floor_s = settings.minimum_audio_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,24 +58,39 @@ class Door:
         if path in _OPEN or scope["method"] == "OPTIONS":
             await self._app({**scope, "path": path}, receive, send)
             return
+        if self._clients is None:
+            await self._let_in(scope, path, receive, send)
+            return
+        with self._clients.place((scope["client"] or ("",))[0]) as there_is_room:
+            if there_is_room:
+                await self._let_in(scope, path, receive, send)
+            else:
+                await _too_many_at_once("from this address").response()(scope, receive, send)
+
+    async def _let_in(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         authorization, tag = _headers(scope)
         try:
             key = await self._keyring.caller(authorization)
             self._limiter.take(key.id)
-            now = None if tag is None or scope["method"] != "GET" else await self._known(key, path, tag)
-        except Refused as refused:
-            await refused.response()(scope, receive, send)
+        except (Refused, DatabaseAway) as error:
+            await _refusal(path, error).response()(scope, receive, send)
             return
-        except DatabaseAway as error:
-            _LOG.warning("away", path=path, error=str(error))
-            await unavailable().response()(scope, receive, send)
-            return
-        if now is not None:
-            await send(_not_modified(now))
-            await send({"type": "http.response.body"})
-            return
-        behind: dict[str, Any] = {"path": path, "raw_path": path.encode("utf-8", "surrogateescape"), "key": key}
-        await self._app({**scope, **behind}, receive, send)
+        with self._under_way.place(key.holder) as there_is_room:
+            if not there_is_room:
+                await _too_many_at_once("of this organization").response()(scope, receive, send)
+                return
+            connections_count_for(key.holder)
+            try:
+                now = None if tag is None or scope["method"] != "GET" else await self._known(key, path, tag)
+            except DatabaseAway as error:
+                await _refusal(path, error).response()(scope, receive, send)
+                return
+            if now is not None:
+                await send(_not_modified(now))
+                await send({"type": "http.response.body"})
+                return
+            behind: dict[str, Any] = {"path": path, "raw_path": path.encode("utf-8", "surrogateescape"), "key": key}
+            await self._app({**scope, **behind}, receive, send)
 
     async def _known(self, key: Key, path: str, tag: str) -> str | None:
         """The tag of the polled model, where the caller has it already."""
@@ -96,6 +116,17 @@ def _headers(scope: Scope) -> tuple[str | None, str | None]:
 def unavailable() -> Refused:
     """The database or the storage is away: the caller may try again."""
     return Refused("unavailable", "A part of the service is away. Try again in a moment.", headers={"Retry-After": "5"})
+
+
+def _refusal(path: str, error: Refused | DatabaseAway) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    _LOG.warning("away", path=path, error=str(error))
+    return unavailable()
+
+
+def _too_many_at_once(whose: str) -> Refused:
+    return Refused("rate_limited", f"Too many requests {whose} at once.", headers={"Retry-After": "1"})
 
 
 def _not_modified(tag: str) -> Message:

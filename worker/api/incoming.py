@@ -18,8 +18,10 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from worker.api.api import Api
 from worker.api.bodies import chunks
 from worker.api.contents import Content, RefusedContent, check_names, checked_kind, checked_name, look_inside
+from worker.api.limits import Limits, Room, room_for
 from worker.api.problems import Refused, invalid
 from worker.api.quotas import too_much
 from worker.api.settings import ApiSettings
@@ -35,6 +37,7 @@ _LONGEST_CONTENT_TYPE: Final = 1_000
 """Characters. Each semicolon of tens of thousands would be taken for a parameter."""
 _FRAMING_BYTES: Final = 1 << 20
 """Of a multipart body, what may be no file's."""
+_FURTHER_FIELDS: Final = 20
 _SPLITS: Final = ("train", "dev", "test")
 
 
@@ -97,6 +100,7 @@ class _Spool:
         self._headers: dict[bytes, bytes] = {}
         self._names: set[str] = set()
         """Of the files that arrived."""
+        self._parts = 0
         self._name = b""
         self._value = b""
         self._file: BinaryIO | None = None
@@ -120,6 +124,10 @@ class _Spool:
         }
 
     def _part_begins(self) -> None:
+        self._parts += 1
+        # Each file may have a field "split" of its own before it, and a form some more.
+        if self._parts > 2 * self._settings.api_most_files + _FURTHER_FIELDS:
+            raise Refused("too_many_files", "The form has too many parts.")
         self._headers = {}
         self._arriving = self._field = None
 
@@ -244,41 +252,53 @@ async def spool_folder(settings: ApiSettings) -> AsyncIterator[Path]:
 
 @asynccontextmanager
 async def incoming(
-    request: Request, settings: ApiSettings, readers: TextReaders, organization_id: int, room_bytes: int
+    request: Request, api: Api, organization_id: int, quota_bytes: int | None
 ) -> AsyncIterator[Incoming]:
     """The files of a multipart request, spooled and looked into; gone when the block ends.
 
     Args:
         request: not read yet.
-        settings: with the limits of one request.
-        room_bytes: what the organization may still store; its files are counted exactly before they are stored.
+        api: with the limits of one request, and of everything that is under way.
+        organization_id: who sends it.
+        quota_bytes: what the organization may still store, where that counts here; its files are counted exactly
+            before they are stored.
 
     Raises:
-        Refused: not multipart, broken off, over a limit, or not one file that can be kept.
+        Refused: not multipart, broken off, over a limit, too slow, no room, or not one file that can be kept.
     """
     boundary = _boundary(request)
-    promised = request.headers.get("content-length", "0")
-    if promised.isdigit():
-        _check_size(int(promised), settings, room_bytes)
-    async with spool_folder(settings) as folder:
-        into = Incoming()
-        spool = _Spool(folder, settings, into)
-        try:
-            await _feed(request, boundary, spool, settings, room_bytes)
-        finally:
-            spool.close()
-        await look_at(into, settings, readers, organization_id)
-        into.refuse_if_nothing()
-        yield into
+    async with spool_folder(api.settings) as folder:
+        with room_for(api.limits, organization_id, folder) as room:
+            promised = request.headers.get("content-length", "0")
+            if promised.isdigit():
+                _check_size(int(promised), api.limits, quota_bytes)
+                room.expect(int(promised))
+            into = Incoming()
+            spool = _Spool(folder, api.settings, into)
+            try:
+                await _feed(request, boundary, spool, room, api, quota_bytes)
+            finally:
+                spool.close()
+            await look_at(into, api.settings, api.readers, organization_id)
+            into.refuse_if_nothing()
+            yield into
 
 
-async def _feed(request: Request, boundary: bytes, spool: _Spool, settings: ApiSettings, room_bytes: int) -> None:
+def upload_chunks(request: Request, settings: ApiSettings) -> AsyncIterator[bytes]:
+    """The body of an upload, from a sender who is fast enough to hold a slot."""
+    return chunks(request, settings.api_least_upload_bytes_per_s, settings.api_longest_upload_s)
+
+
+async def _feed(  # noqa: PLR0913 - a request, where it goes, and what limits it
+    request: Request, boundary: bytes, spool: _Spool, room: Room, api: Api, quota_bytes: int | None
+) -> None:
     received = 0
     try:
         parser = MultipartParser(boundary, spool.callbacks())  # type: ignore[arg-type]  # a TypedDict of the same
-        async for chunk in chunks(request):
+        async for chunk in upload_chunks(request, api.settings):
             received += len(chunk)
-            _check_size(received, settings, room_bytes)
+            _check_size(received, api.limits, quota_bytes)
+            room.take(len(chunk))
             with writing_errors():
                 parser.write(chunk)
         with writing_errors():
@@ -314,8 +334,8 @@ async def look_at(into: Incoming, settings: ApiSettings, readers: TextReaders, o
     into.arrived = kept
 
 
-def _check_size(size: int, settings: ApiSettings, room_bytes: int) -> None:
-    if size > settings.api_largest_request_bytes:
-        raise Refused("too_large", f"One request has at most {settings.api_largest_request_bytes} bytes.")
-    if size > room_bytes + _FRAMING_BYTES:
-        raise too_much(room_bytes)
+def _check_size(size: int, limits: Limits, quota_bytes: int | None) -> None:
+    if size > limits.largest_request_bytes:
+        raise Refused("too_large", f"One request has at most {limits.largest_request_bytes} bytes.")
+    if quota_bytes is not None and size > quota_bytes + _FRAMING_BYTES:
+        raise too_much(quota_bytes)

@@ -1,6 +1,8 @@
 """Writes: one transaction holds the effect, its audit entry and the answer kept for a repeat."""
 
+import asyncio
 import hashlib
+import random
 import re
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -9,10 +11,13 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from worker.api.problems import MEDIA_TYPE, Refused, invalid
+from worker.api.turns import WAIT_S, busy
+from worker.errors import Busy
 from worker.store.api_keys import Answer, Key, earlier_answer, keep_answer, take_turn
 from worker.store.database import Connection, Database
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
+_AGAIN_S: Final = 0.05
 Effect = Callable[[Connection], Awaitable[Answer]]
 
 
@@ -24,11 +29,24 @@ async def once(database: Database, request: Request, key: Key, body: bytes, effe
         request: with or without an ``Idempotency-Key``.
         key: the caller's; keys of others are another scope.
         body: what the request asks, to be compared with the first one's.
-        effect: does it; whatever it raises undoes it.
+        effect: does it; whatever it raises undoes it. After ``Busy`` it is tried again.
 
     Raises:
-        Refused: by the effect; or the first request is still in progress, or asked something else.
+        Refused: by the effect; or the first request is still in progress, or asked something else; or others are busy
+            with the same thing for too long.
     """
+    ends_at = asyncio.get_running_loop().time() + WAIT_S
+    while True:
+        try:
+            return await _once(database, request, key, body, effect)
+        except Busy:
+            # Here nothing is held: neither a connection nor the turn of an Idempotency-Key.
+            if asyncio.get_running_loop().time() >= ends_at:
+                raise busy() from None
+            await asyncio.sleep(_AGAIN_S * random.uniform(0.5, 1.5))  # noqa: S311 - keeps processes out of step
+
+
+async def _once(database: Database, request: Request, key: Key, body: bytes, effect: Effect) -> Response:
     name = request.headers.get("idempotency-key")
     if name is None:
         async with database.transaction() as connection:

@@ -49,6 +49,7 @@ KINDS: Final[dict[str, Kind]] = {
     "unreadable_manifest": Kind(422, "Not readable as a manifest"),
     "address_refused": Kind(422, "Not an address that events may go to"),
     "rate_limited": Kind(429, "Too many requests"),
+    "head_too_large": Kind(431, "The request's head is too large"),
     "internal": Kind(500, "A fault of ours"),
     "unavailable": Kind(503, "Not available at the moment"),
 }

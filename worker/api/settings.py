@@ -1,5 +1,6 @@
 """The API's own settings; those it shares with the worker have the same names, so that one environment serves both."""
 
+import ipaddress
 import os
 import tempfile
 from functools import cached_property
@@ -41,7 +42,31 @@ class ApiSettings(BaseSettings):
         description="an API process ends itself, with its stack in the log, when its event loop has stood still for so "
         "long; time in which the process is stopped or gets no processor does not count; 0: never",
     )
-    api_database_connections: int = Field(default=8, ge=2, description="database connections of an API process")
+    api_database_connections: int = Field(
+        default=8,
+        ge=2,
+        description="database connections of an API process for requests; an organization gets at most half of them",
+    )
+    api_statement_timeout_s: float = Field(
+        default=5,
+        ge=0.1,
+        le=600,
+        description="longest statement, wait for a lock, and silence inside a transaction, of a request; then 503",
+    )
+    api_connections: int = Field(
+        default=4_096,
+        ge=16,
+        description="connections one API process keeps open; fewer where its limit of open files is lower",
+    )
+    api_connections_per_address: int = Field(
+        default=512,
+        ge=1,
+        description="connections from one address, at most half of all; behind trusted proxies: requests at once",
+    )
+    api_trusted_proxies: str = Field(
+        default="",
+        description="comma-separated addresses or networks of reverse proxies whose X-Forwarded-For is believed",
+    )
     api_allowed_origins: str = Field(
         default="",
         description="comma-separated browser origins that may call the API; * for any; empty: its own console only",
@@ -59,6 +84,17 @@ class ApiSettings(BaseSettings):
         ge=1,
         description="uploads one API process takes at the same time; an organization gets at most half of them",
     )
+    api_upload_bytes: int = Field(
+        default=15 << 30,
+        ge=1,
+        description="bytes of unfinished uploads one API process keeps in that folder; an organization gets a third",
+    )
+    api_least_upload_bytes_per_s: int = Field(
+        default=4_096,
+        ge=0,
+        description="slowest sender of an upload, over a minute; a slower one is told 408 and sends again",
+    )
+    api_longest_upload_s: float = Field(default=6 * 3600, gt=0, description="longest that one request may send a body")
     api_largest_file_bytes: int = Field(default=2 << 30, ge=1, description="largest file of training data")
     api_largest_request_bytes: int = Field(
         default=4 << 30, ge=1, description="largest upload request, all its files together"
@@ -145,11 +181,26 @@ class ApiSettings(BaseSettings):
     def encryption_keys(self) -> tuple[bytes, ...]:
         """The encryption keys, the newest first."""
         return parse_keys(self.api_encryption_keys.get_secret_value())
+    @field_validator("api_trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for proxy in _listed(value):
+            ipaddress.ip_network(proxy)  # its message names what is wrong; a ValueError becomes the field's
+        return value
+
+    @cached_property
+    def trusted_proxies(self) -> list[str]:
+        """The networks of reverse proxies, one by one."""
+        return _listed(self.api_trusted_proxies)
 
     @cached_property
     def origins(self) -> list[str]:
         """The allowed browser origins, one by one."""
-        return [origin.strip() for origin in self.api_allowed_origins.split(",") if origin.strip()]
+        return _listed(self.api_allowed_origins)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def read_api_settings() -> ApiSettings:

@@ -14,10 +14,11 @@ from fastapi.responses import Response
 from schemas.api import UploadWanted
 from worker.api import present, quotas
 from worker.api.api import Api
-from worker.api.bodies import chunks, path_id, path_uuid, read_as
+from worker.api.bodies import path_id, path_uuid, read_as
 from worker.api.contents import RefusedContent, checked_kind, checked_name
 from worker.api.data import add, discard, kept, new_upload_key
-from worker.api.incoming import Arrived, Incoming, look_at, spool_folder
+from worker.api.incoming import Arrived, Incoming, look_at, spool_folder, upload_chunks
+from worker.api.limits import room_for
 from worker.api.once import once, repeated
 from worker.api.problems import Refused, invalid, not_found
 from worker.errors import NotStored, TooLarge
@@ -54,11 +55,12 @@ async def create(api: Api, key: Key, request: Request) -> Response:
         checked_kind(name)
     except RefusedContent as refused:
         raise Refused(refused.code, refused.reason, errors=[("name", refused.code, refused.reason)]) from None
-    if wanted.bytes > api.settings.api_largest_file_bytes:
-        raise Refused("too_large", f"A file has at most {api.settings.api_largest_file_bytes} bytes.")
+    largest = min(api.settings.api_largest_file_bytes, api.limits.largest_request_bytes)
+    if wanted.bytes > largest:
+        raise Refused("too_large", f"A file has at most {largest} bytes.")
 
     async def effect(connection: Connection) -> Answer:
-        await api_data.hold(connection, model["id"])
+        await api_data.try_hold(connection, model["id"])
         if await api_data.count_uploads(connection, model["id"]) >= MOST_UPLOADS:
             raise Refused(
                 "quota_exceeded",
@@ -74,7 +76,8 @@ async def create(api: Api, key: Key, request: Request) -> Response:
         )
         return present.answer(_show(row), 201)
 
-    return await once(api.database, request, key, body, effect)
+    async with api.turns.of(model["id"]):
+        return await once(api.database, request, key, body, effect)
 
 
 async def _upload(api: Api, key: Key, request: Request) -> tuple[Record, Record]:
@@ -119,11 +122,12 @@ async def add_part(api: Api, key: Key, request: Request) -> Response:
         raise invalid("Upload-Offset", "missing", "Upload-Offset says where the part begins.")
     if int(text) != row["received"]:
         raise Refused("wrong_offset", f"The upload stands at {row['received']}.")
-    if row["received"] < row["bytes"]:  # else: everything is there, only the end was lost
-        row = await _store_part(api, model, row, request)
-    if row["received"] < row["bytes"]:
-        return present.polled(request, _show(row))
-    return await _finish(api, key, request, model, row)
+    with api.upload_slot(model["organization_id"]):
+        if row["received"] < row["bytes"]:  # else: everything is there, only the end was lost
+            row = await _store_part(api, model, row, request)
+        if row["received"] < row["bytes"]:
+            return present.polled(request, _show(row))
+        return await _finish(api, key, request, model, row)
 
 
 async def _store_part(api: Api, model: Record, row: Record, request: Request) -> Record:
@@ -141,7 +145,7 @@ async def _store_part(api: Api, model: Record, row: Record, request: Request) ->
 async def _store_part_at(api: Api, model: Record, row: Record, request: Request, address: str) -> Record:
     room = min(LARGEST_PART_BYTES, row["bytes"] - row["received"])
     try:
-        size, _ = await api.storage.put_stream(address, chunks(request), room)
+        size, _ = await api.storage.put_stream(address, upload_chunks(request, api.settings), room)
     except TooLarge:
         raise Refused("too_large", f"This part has at most {room} bytes.") from None
     if size == 0:
@@ -153,23 +157,31 @@ async def _store_part_at(api: Api, model: Record, row: Record, request: Request,
 
 
 async def _finish(api: Api, key: Key, request: Request, model: Record, row: Record) -> Response:
-    async with api.upload_slot(model["organization_id"]), spool_folder(api.settings) as folder:
-        try:
-            whole = Incoming([await _assembled(api, row, folder / "whole")])
-        except NotStored:  # ended by another request meanwhile
-            raise not_found("upload") from None
-        await look_at(whole, api.settings, api.readers, model["organization_id"])
-        if whole.turned:
-            await _forget(api, model["id"], row["id"])
-            whole.refuse_if_nothing()
-        async with kept(api, model, whole.arrived, announced=row["bytes"]) as items:
+    async with spool_folder(api.settings) as folder:
+        with room_for(api.limits, model["organization_id"], folder) as room:
+            room.take(row["bytes"])
+            return await _end(api, key, request, model, row, folder)
 
-            async def effect(connection: Connection) -> Answer:
-                if not await api_data.end_upload(connection, model["id"], row["id"]):
-                    raise not_found("upload")
-                added = await add(api, connection, key, model, items)
-                return present.answer(_show(row, added[0]))
 
+async def _end(api: Api, key: Key, request: Request, model: Record, row: Record, folder: Path) -> Response:  # noqa: PLR0913
+    try:
+        whole = Incoming([await _assembled(api, row, folder / "whole")])
+    except NotStored:  # ended by another request meanwhile
+        raise not_found("upload") from None
+    await look_at(whole, api.settings, api.readers, model["organization_id"])
+    if whole.turned:
+        await _forget(api, model["id"], row["id"])
+        whole.refuse_if_nothing()
+    async with kept(api, model, whole.arrived, announced=row["bytes"]) as items:
+
+        async def effect(connection: Connection) -> Answer:
+            await api_data.try_hold(connection, model["id"])  # before the upload's row: nobody waits for a row for long
+            if not await api_data.end_upload(connection, model["id"], row["id"]):
+                raise not_found("upload")
+            added = await add(api, connection, key, model, items)
+            return present.answer(_show(row, added[0]))
+
+        async with api.turns.of(model["id"]):
             return await once(api.database, request, key, row["id"].bytes, effect)
 
 

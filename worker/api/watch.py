@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from worker.errors import DatabaseAway
 from worker.store.api import ApiStore
@@ -10,9 +10,7 @@ from worker.store.api import ApiStore
 LOOK_S = 1.0
 _ALIVE_S = 15.0
 LONGEST_WATCH_S = 600.0
-"""After this the watcher comes again, with a key that is looked at again."""
-MOST_WATCHERS = 5_000
-_SHARES = 4
+"""After this the watcher comes again."""
 
 
 class Watcher:
@@ -25,9 +23,10 @@ class Watcher:
     def __init__(self, store: ApiStore) -> None:
         self._store = store
         self._watching: Counter[int] = Counter()
-        self._organizations: Counter[int] = Counter()
         self._seen: dict[int, tuple[object, ...] | None] = {}
         self._changed = asyncio.Condition()
+        self._keys_changed = 0
+        self._waking: asyncio.Task[None] | None = None
 
     async def look(self) -> None:
         """Look for ever."""
@@ -43,44 +42,61 @@ class Watcher:
                 self._seen = {model_id: found.get(model_id) for model_id in self._watching}
                 self._changed.notify_all()
 
-    def full(self, organization_id: int) -> bool:
-        """True where nobody more can be told, or nobody more of an organization: one may be a quarter of all."""
-        return (
-            self._watching.total() >= MOST_WATCHERS or self._organizations[organization_id] >= MOST_WATCHERS // _SHARES
-        )
+    def wake(self) -> None:
+        """A key changed: every stream looks at its own again, now."""
+        self._keys_changed += 1
+        if self._watching and (self._waking is None or self._waking.done()):
+            self._waking = asyncio.ensure_future(self._wake())
 
-    async def changes(self, model_id: int, organization_id: int) -> AsyncIterator[bool | None]:
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def changes(self, model_id: int, still_valid: Callable[[], Awaitable[bool]]) -> AsyncIterator[bool | None]:
         """Yield True at the start and whenever the model changed, False as a sign of life.
 
-        None at the end says that the model is gone; without it the watcher may come again.
+        None at the end says that the model is gone; without it the watcher may come again, with a key that is valid.
+
+        Args:
+            model_id: to be watched.
+            still_valid: whether the watcher's key is; asked again when a key changed, before everything that is told.
         """
         ends_at = asyncio.get_running_loop().time() + LONGEST_WATCH_S
         self._watching[model_id] += 1
-        self._organizations[organization_id] += 1
         try:
             last = self._seen.get(model_id)
+            keys = -1  # so that the first look at the key follows at once
             yield True
             while asyncio.get_running_loop().time() < ends_at:
-                try:
-                    async with asyncio.timeout(_ALIVE_S), self._changed:
-                        while not self._differs(model_id, last):
-                            await self._changed.wait()
-                except TimeoutError:
-                    yield False
-                    continue
-                last = self._seen[model_id]
-                if last is None:
-                    yield None
+                changed = await self._next(model_id, last, keys)
+                keys = self._keys_changed
+                if not await still_valid():
                     return
-                yield True
+                if changed:
+                    last = self._seen.get(model_id)
+                    if last is None:
+                        yield None
+                        return
+                    yield True
+                elif changed is None:
+                    yield False
         finally:
-            self._organizations[organization_id] -= 1
-            if not self._organizations[organization_id]:
-                del self._organizations[organization_id]
             self._watching[model_id] -= 1
             if not self._watching[model_id]:
                 del self._watching[model_id]
                 self._seen.pop(model_id, None)
+
+    async def _next(self, model_id: int, last: tuple[object, ...] | None, keys: int) -> bool | None:
+        """What comes first: True: the model changed. False: a key did. None: nothing for a while."""
+        try:
+            async with asyncio.timeout(_ALIVE_S), self._changed:
+                while not self._differs(model_id, last):
+                    if self._keys_changed != keys:
+                        return False
+                    await self._changed.wait()
+        except TimeoutError:
+            return None
+        return True
 
     def _differs(self, model_id: int, last: tuple[object, ...] | None) -> bool:
         return model_id in self._seen and self._seen[model_id] != last

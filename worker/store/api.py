@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from schemas.status import TrainingStatus
 from worker.errors import DatabaseRefused
 from worker.store.batch import Batch
-from worker.store.database import Connection, Database, Record, queries
+from worker.store.database import Connection, Database, Record, connections_for_everybody, queries
 
 _MODELS: Final = queries("api_models")
 _LISTS: Final = queries("api_lists")
@@ -112,9 +112,10 @@ class ApiStore:
         return await self._polls((model_id, organization_id))
 
     async def _polled(self, wanted: list[tuple[int, int | None]]) -> list[Record | None]:
-        rows = await self.database.fetch(
-            _MODELS["polled"], [model_id for model_id, _ in wanted], [organization for _, organization in wanted]
-        )
+        with connections_for_everybody():
+            rows = await self.database.fetch(
+                _MODELS["polled"], [model_id for model_id, _ in wanted], [organization for _, organization in wanted]
+            )
         answers: list[Record | None] = [None] * len(wanted)
         for row in rows:
             answers[row["n"] - 1] = row

@@ -1,15 +1,18 @@
 """Training data as the API stores, pairs, shows and removes it. Writes take the caller's transaction."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
 from worker.domain.data import stem_of
+from worker.errors import Busy
 from worker.store.database import Connection, Database, Record, queries
 
 _Q: Final = queries("api_data")
 _ADD: Final = queries("data")["add_data"]
+_NAMES_AT_ONCE: Final = 20_000
+_FILES_AT_ONCE: Final = 5_000
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,18 @@ async def hold(connection: Connection, model_id: int) -> None:
     await connection.execute(_Q["hold_data"], model_id)
 
 
+async def try_hold(connection: Connection, model_id: int) -> None:
+    """The same, at once or not at all.
+
+    Raises:
+        Busy: another change is under way; waited for without this connection.
+    """
+    row = await connection.fetchrow(_Q["try_hold_data"], model_id)
+    assert row is not None
+    if not row["mine"]:
+        raise Busy(f"the data of model {model_id} is being changed")
+
+
 async def intend(connection: Connection, model_id: int, sizes: Mapping[str, int], announced: int = 0) -> None:
     """Write down what is about to be stored, so that nothing is left behind if we die before it has an owner.
 
@@ -114,9 +129,9 @@ async def add(
     what runs made of it stays of use; the new ones are the caller's to remove.
     """
     ids: list[int] = []
-    stems, names = {new.stem for new in items if new.kind != "manifest"}, set[str]()
     before_now = {row["name"]: row for row in await named(connection, model_id, [new.name for new in items])}
     items = [_on_known_bytes(new, before_now.get(new.name)) for new in items]
+    manifests = False
     for new in sorted(items, key=lambda item: item.name):
         verdict = "waiting_for_run" if new.kind == "manifest" else "waiting_for_pair"
         row = await connection.fetchrow(
@@ -126,16 +141,15 @@ async def add(
         assert row is not None
         ids.append(row["id"])
         if new.kind == "manifest":
-            before = await connection.fetch(_Q["forget_manifest_names"], row["id"])
-            names.update(old["audio_name"] for old in before)
-            await connection.execute(_Q["keep_manifest_names"], row["id"], model_id, new.audio_names)
-            names.update(new.audio_names)
-    await recheck(connection, model_id, stems, (), changed=True)
-    await recheck(connection, model_id, (), names, changed=False)
-    kept = [new.address for new in items]
+            manifests = True
+            await _name_audio(connection, model_id, row["id"], new.audio_names)
+    await recheck(connection, model_id, {new.stem for new in items if new.kind != "manifest"}, changed=True)
+    if manifests:
+        await _recheck_audio(connection, model_id)
+    kept = {new.address for new in items}
     replaced = [row for row in before_now.values() if row["address"] not in kept]
     await _give_up(connection, model_id, replaced)
-    await connection.execute(_Q["settle_intent"], model_id, kept)
+    await connection.execute(_Q["settle_intent"], model_id, list(kept))
     return await connection.fetch(_Q["items"], model_id, ids)
 
 
@@ -151,18 +165,35 @@ async def _give_up(connection: Connection, model_id: int, rows: Sequence[Record]
         await connection.execute(_Q["erase"], model_id, [row["name"] for row in rows])
 
 
-async def recheck(
-    connection: Connection, model_id: int, stems: Iterable[str], names: Iterable[str], *, changed: bool
-) -> None:
-    """Say of some files whether their other half is there."""
-    await connection.execute(_Q["recheck"], model_id, list(stems), list(names), changed)
+async def _name_audio(connection: Connection, model_id: int, data_id: int, audio_names: Sequence[str]) -> None:
+    """Keep what a manifest names, a batch at a time: no single statement is long, however many names there are."""
+    await connection.execute(_Q["forget_manifest_names"], data_id)
+    for start in range(0, len(audio_names), _NAMES_AT_ONCE):
+        names = audio_names[start : start + _NAMES_AT_ONCE]
+        await connection.execute(_Q["keep_manifest_names"], data_id, model_id, names)
+
+
+async def recheck(connection: Connection, model_id: int, stems: Collection[str], *, changed: bool) -> None:
+    """Say of the files of some stems whether their other half is there."""
+    if stems:
+        await connection.execute(_Q["recheck_stems"], model_id, list(stems), changed)
+
+
+async def _recheck_audio(connection: Connection, model_id: int) -> None:
+    """Say of every recording of a model whether its other half is there."""
+    last: int | None = 0
+    while last is not None:
+        row = await connection.fetchrow(_Q["recheck_audio"], model_id, last, _FILES_AT_ONCE)
+        last = None if row is None else row["last"]
 
 
 async def delete(connection: Connection, model_id: int, row: Record) -> None:
     """One item of a model; its bytes follow when nobody can need them. The caller holds the model's data."""
-    names = [named["audio_name"] for named in await connection.fetch(_Q["names_of_manifest"], row["id"])]
     await connection.execute(_Q["delete_item"], model_id, row["id"])
-    await recheck(connection, model_id, [row["stem"]], names, changed=False)
+    if row["kind"] == "manifest":
+        await _recheck_audio(connection, model_id)
+    else:
+        await recheck(connection, model_id, {row["stem"]}, changed=False)
     await _give_up(connection, model_id, [row])
 
 

@@ -13,6 +13,7 @@ import asyncpg
 from worker.store.database import Connection, Database, Record, queries, translated
 
 _Q: Final = queries("api_keys")
+_OPERATORS: Final = 0  # no organization has this id
 _AUDIT: Final = queries("api_models")["audit"]
 
 
@@ -31,6 +32,11 @@ class Key:
     name: str
     sha256: bytes
     expires_at: datetime | None
+
+    @property
+    def holder(self) -> int:
+        """Who uses up shares with this key: the organization, or the operators together."""
+        return _OPERATORS if self.organization_id is None else self.organization_id
 
 
 @dataclass(frozen=True)

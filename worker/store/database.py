@@ -2,13 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import asyncpg
 
 from worker.errors import DatabaseAway, DatabaseRefused
+from worker.fair import FairShares
 from worker.store.queries import queries
 
 Record = asyncpg.Record
@@ -53,6 +55,24 @@ _SESSION: Final = {
 }
 
 
+_HOLDER: Final[ContextVar[Hashable | None]] = ContextVar("holder", default=None)
+
+
+def connections_count_for(holder: Hashable) -> None:
+    """From now on, in this task, connections of a shared pool count for somebody: an organization, say."""
+    _HOLDER.set(holder)
+
+
+@contextmanager
+def connections_for_everybody() -> Iterator[None]:
+    """In this block connections count for nobody: what is done serves several at once, as polls in one statement do."""
+    token = _HOLDER.set(None)
+    try:
+        yield
+    finally:
+        _HOLDER.reset(token)
+
+
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:
     """Nothing of ours changes its session: a statement that resets it would be a second trip for every first."""
 
@@ -78,9 +98,11 @@ class Database:
         size: connections at most.
         answer_s: seconds after which a statement counts as unanswered.
         settings: session settings, such as the tests' ``training.fake_now``.
+        shares: of the connections, among those that `connections_count_for` names; it has fewer places than there are
+            connections, so that some are left for what counts for nobody. None: whoever comes first.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a connection has that many
         self,
         dsn: str,
         *,
@@ -88,11 +110,13 @@ class Database:
         answer_s: float = 20.0,
         name: str = "worker",
         settings: dict[str, str] | None = None,
+        shares: FairShares | None = None,
     ) -> None:
         self._dsn = dsn
         self._size = size
         self._answer_s = answer_s
         self._settings = _SESSION | {"application_name": name} | (settings or {})
+        self._shares = shares
         self._pool: asyncpg.Pool | None = None
         self._opening = asyncio.Lock()
 
@@ -140,6 +164,9 @@ class Database:
         assert self._pool is not None
         async with translated(), AsyncExitStack() as held:
             async with asyncio.timeout(self._answer_s):  # the pool's own timeout makes a task for each statement
+                holder = None if self._shares is None else _HOLDER.get()
+                if self._shares is not None and holder is not None:
+                    await held.enter_async_context(self._shares.turn(holder))
                 connection = await held.enter_async_context(self._pool.acquire())
             yield connection
 
@@ -182,4 +209,12 @@ class Database:
             return int(str(tag).rsplit(" ", 1)[-1]) if str(tag)[-1:].isdigit() else 0
 
 
-__all__ = ["Connection", "Database", "Record", "queries", "translated"]
+__all__ = [
+    "Connection",
+    "Database",
+    "Record",
+    "connections_count_for",
+    "connections_for_everybody",
+    "queries",
+    "translated",
+]

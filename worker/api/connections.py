@@ -1,0 +1,321 @@
+"""Connections with patience: what uvicorn leaves to a reverse proxy, for those who have none.
+
+uvicorn bounds neither the head of a request nor the time that it takes, and counts connections only once their head is
+whole (its issue 157). So its protocol class is extended here: bytes are counted before they count as a request, and one
+look a second ends whatever takes too long. Rates of bodies are ``worker.api.bodies``' own.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from worker.api.problems import MEDIA_TYPE, Refused
+
+LARGEST_HEAD_BYTES: Final = 64 * 1024
+"""Of a request's first line and headers together; also of a chunked body's extensions and trailers."""
+MOST_PIPELINED: Final = 16
+"""Requests that a client may send before the answer to the first."""
+_LOOK_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds.
+
+    Attributes:
+        head_s: from connecting, or from the first byte of a further request, to the end of its head.
+        idle_s: between requests.
+        leftover_s: for a body that is still coming although its request is answered.
+        stalled_s: in which a client takes none of an answer.
+        slow_s: in all, in which a client makes us wait before it takes more of one answer.
+        closing_s: for a connection that is being closed to take what is left.
+    """
+
+    head_s: float = 10.0
+    idle_s: float = 75.0
+    leftover_s: float = 30.0
+    stalled_s: float = 60.0
+    slow_s: float = 3_600.0
+    closing_s: float = 10.0
+
+
+class Connections:
+    """All connections of one process: how many, whose, and which of them can go when there are too many.
+
+    There are those that have not finished a head, and those that are between two requests. The oldest of the larger group
+    goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and many have
+    to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never ended for room.
+
+    Args:
+        most: connections at most.
+        per_address: of one address at most.
+        trusted_proxies: networks whose connections are many clients'; they are counted by their requests instead.
+        patience: how long each state may last.
+    """
+
+    def __init__(
+        self, most: int, per_address: int, trusted_proxies: list[str] | None = None, patience: Patience | None = None
+    ) -> None:
+        self.patience = patience or Patience()
+        self._most = most
+        self._per_address = per_address
+        self._trusted: list[IPv4Network | IPv6Network] = [ip_network(proxy) for proxy in trusted_proxies or []]
+        self._all: OrderedDict[PatientProtocol, None] = OrderedDict()
+        self._unfinished: OrderedDict[PatientProtocol, None] = OrderedDict()
+        self._idle: OrderedDict[PatientProtocol, None] = OrderedDict()
+        self._of_address: dict[str, OrderedDict[PatientProtocol, None]] = {}
+        self._looking: asyncio.TimerHandle | None = None
+        self.closed: Counter[str] = Counter()
+        """Connections ended here, by why: head, idle, leftover, stalled, closing, full, address."""
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def admit(self, new: "PatientProtocol") -> bool:
+        """Count a connection; False: there is no room, because all others have a request under way."""
+        same = self._of_address.get(new.address, OrderedDict())
+        if len(same) >= self._per_address and not self._is_trusted(new.address):
+            if not self._make_room("address", same):
+                return False
+        elif len(self._all) >= self._most and not self._make_room("full", None):
+            return False
+        self._all[new] = None
+        self._of_address.setdefault(new.address, OrderedDict())[new] = None
+        self._unfinished[new] = None
+        if self._looking is None:
+            self._looking = new.loop.call_later(_LOOK_S, self._look, new.loop)
+        return True
+
+    def forget(self, gone: "PatientProtocol") -> None:
+        """A connection is over."""
+        if gone not in self._all:
+            return
+        del self._all[gone]
+        self.works(gone)
+        same = self._of_address[gone.address]
+        del same[gone]
+        if not same:
+            del self._of_address[gone.address]
+
+    def waits(self, connection: "PatientProtocol", *, idle: bool) -> None:
+        """A connection has no request under way: it is between two (idle), or owes us the rest of one."""
+        if connection in self._all:
+            self.works(connection)
+            (self._idle if idle else self._unfinished)[connection] = None
+
+    def works(self, connection: "PatientProtocol") -> None:
+        """A connection has a request under way."""
+        self._unfinished.pop(connection, None)
+        self._idle.pop(connection, None)
+
+    def _make_room(self, why: str, among: "OrderedDict[PatientProtocol, None] | None") -> bool:
+        waiting = self._unfinished if len(self._unfinished) >= len(self._idle) else self._idle
+        if among is None:
+            found = next(iter(waiting), None)
+        else:
+            found = next((one for one in among if one in self._unfinished or one in self._idle), None)
+        if found is not None:
+            self.end(found, why)
+        return found is not None
+
+    def end(self, connection: "PatientProtocol", why: str) -> None:
+        """End a connection at once, and count it."""
+        self.closed[why] += 1
+        self.forget(connection)
+        connection.transport.abort()
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in list(self._all):
+            why = connection.overdue(now)
+            if why == "head" and connection.tell_slow():
+                self.closed[why] += 1  # it has a moment to read why
+            elif why is not None:
+                self.end(connection, why)
+        self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            return any(ip_address(address) in network for network in self._trusted)
+        except ValueError:  # a Unix socket has none
+            return True
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with limits of size and time. `protocol_for` gives it its ``book``."""
+
+    book: Connections
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.address = ""
+        self._since = self.loop.time()  # the present state began
+        self._head_open = True  # a head is expected, or has begun
+        self._body_open = False
+        self._unparsed = 0  # bytes since a head or a piece of a body was last complete
+        self._refusal = Refused("malformed_request", "This is not an HTTP request.")
+        self._stalled_at: float | None = None
+        self._stalled_s = 0.0
+        self._closing_at: float | None = None
+
+    # -- what uvicorn and the parser call ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Counted, or refused where there is no room."""
+        super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        if not self.book.admit(self):
+            self._answer(Refused("unavailable", "Too many connections.", headers={"Retry-After": "5"}))
+            self.book.closed["refused"] += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Not counted any more."""
+        self.book.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes count before anybody knows what they are; a large read goes in pieces, so that each is counted."""
+        for start in range(0, len(data), LARGEST_HEAD_BYTES):
+            if self.transport.is_closing():
+                return
+            piece = data[start : start + LARGEST_HEAD_BYTES]
+            self._unparsed += len(piece)
+            super().data_received(piece)
+            if self._unparsed > LARGEST_HEAD_BYTES and not self.transport.is_closing():
+                self._refusal = _head_too_large()
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        if not self._head_open:
+            self._head_open = True
+            if self.cycle.response_complete:
+                self._now_owes()
+
+    def on_headers_complete(self) -> None:
+        """A head is whole: the request begins, if it is within limits."""
+        # Less came in all than a head may have, or it is counted exactly: the rest of a read may be the body.
+        if self._unparsed > LARGEST_HEAD_BYTES and self._head_bytes() > LARGEST_HEAD_BYTES:
+            self._refusal = _head_too_large()
+            raise httptools.HttpParserError("too large")
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._refusal = Refused("malformed_request", "Too many requests before the answer to the first.")
+            raise httptools.HttpParserError("too many")
+        self._unparsed = 0
+        self._head_open, self._body_open = False, True
+        super().on_headers_complete()
+        self._since = self.loop.time()
+        self.book.works(self)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request has arrived whole."""
+        self._unparsed = 0
+        self._body_open = False
+        super().on_message_complete()
+        if self.cycle.response_complete and not self._head_open:
+            self._now_idle()
+
+    def on_response_complete(self) -> None:
+        """The answer is whole, too."""
+        super().on_response_complete()
+        self._stalled_s = 0.0
+        if self.cycle.response_complete:  # else one of a pipeline follows
+            if self._head_open or self._body_open:
+                self._now_owes()
+            else:
+                self._now_idle()
+
+    def pause_writing(self) -> None:
+        """The client takes no more for now."""
+        super().pause_writing()
+        self._stalled_at = self.loop.time()
+
+    def resume_writing(self) -> None:
+        """It takes more again."""
+        super().resume_writing()
+        if self._stalled_at is not None:
+            self._stalled_s += self.loop.time() - self._stalled_at
+            self._stalled_at = None
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the reason is known better here
+        """A problem document instead of uvicorn's text, and the end of the connection."""
+        self._answer(self._refusal)
+
+    # -- our own -----------------------------------------------------------------------------------------------
+
+    def overdue(self, now: float) -> str | None:
+        """Why the connection has to end, if it has."""
+        patience = self.book.patience
+        if self.transport.is_closing():
+            self._closing_at = self._closing_at or now
+            return "closing" if now - self._closing_at > patience.closing_s else None
+        if self.cycle is not None and not self.cycle.response_complete:
+            stalled_s = 0.0 if self._stalled_at is None else now - self._stalled_at
+            return (
+                "stalled" if stalled_s > patience.stalled_s or stalled_s + self._stalled_s > patience.slow_s else None
+            )
+        waited = now - self._since
+        if self._head_open:
+            return "head" if waited > patience.head_s else None
+        if self._body_open:
+            return "leftover" if waited > patience.leftover_s else None
+        return "idle" if waited > patience.idle_s else None
+
+    def tell_slow(self) -> bool:
+        """Answer 408 to whoever has begun a head; nobody else waits for an answer."""
+        if not self._unparsed:
+            return False
+        self._answer(Refused("too_slow", "The request's head did not arrive in time."))
+        return True
+
+    def _now_owes(self) -> None:
+        self._since = self.loop.time()
+        self.book.waits(self, idle=False)
+
+    def _now_idle(self) -> None:
+        self._since = self.loop.time()
+        self.book.waits(self, idle=True)
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _answer(self, refused: Refused) -> None:
+        body = refused.body()
+        headers = {
+            "content-type": MEDIA_TYPE,
+            "content-length": str(len(body)),
+            "connection": "close",
+            **refused.headers,
+        }
+        lines = [f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.close()
+
+
+def _head_too_large() -> Refused:
+    return Refused("head_too_large", f"A request's head has at most {LARGEST_HEAD_BYTES} bytes.")
+
+
+def protocol_for(book: Connections) -> type[PatientProtocol]:
+    """The class that uvicorn makes an instance of for each connection.
+
+    Args:
+        book: of all connections of this process.
+    """
+    return type("BookedProtocol", (PatientProtocol,), {"book": book})
+
+
+__all__ = ["Connections", "Patience", "PatientProtocol", "protocol_for"]
