@@ -54,7 +54,12 @@ grant select, update on organizations, base_languages to training_api;
 grant select, insert, update on custom_models, training_runs, organization_counts, api_keys to training_api;
 grant select, insert, update, delete on model_order, training_data, manifest_names, uploads, removals, idempotency_keys, webhooks,
     webhook_deliveries to training_api;
-grant select, insert on run_transitions, outbox, audit_log to training_api;
+grant select, insert on run_transitions, outbox to training_api;
+-- Entries of the audit trail are added: the database itself writes down when and by which login. They end by one function.
+grant select on audit_log to training_api;
+grant insert (api_key_id, organization_id, action, custom_model_id, run_id, detail, address, request_id, os_user, host, command)
+    on audit_log to training_api, training_worker; -- the worker's login: commands that are typed in its container
+grant execute on function forget_audit_entries(integer, integer) to training_api;
 grant select on model_versions, run_checkpoints, quotas, workers to training_api;
 grant select, delete on step_outputs to training_api; -- with the data that they were made from
 grant usage on sequence language_ids to training_api;

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROLES = Path("deploy/postgres/roles.sql").read_text(encoding="utf-8")
 OF_ROLE = {
     "training_worker": ("runs", "outbox", "workers", "watching", "data"),
-    "training_api": ("api_data", "api_keys", "api_lists", "api_models", "api_runs", "api_webhooks"),
+    "training_api": ("audit", "api_data", "api_keys", "api_lists", "api_models", "api_runs", "api_webhooks"),
     "training_reader": ("watching",),
 }
 OPERATORS = {  # typed by people, under the owner's login
@@ -84,6 +84,11 @@ async def test_a_role_may_run_each_of_its_statements(role: str, logins: dict[str
         ("training_api", "delete from training_runs"),
         ("training_api", "delete from run_transitions"),
         ("training_api", "update audit_log set action = ''"),
+        ("training_api", "delete from audit_log"),
+        ("training_api", "insert into audit_log (action, database_role) values ('a', 'somebody')"),
+        ("training_api", "insert into audit_log (action, at) values ('a', now() - interval '1 year')"),
+        ("training_worker", "select 1 from audit_log"),
+        ("training_worker", "select forget_audit_entries(30, 1)"),
         ("training_api", "insert into model_versions default values"),
         ("training_reader", "select name from training_data"),
         ("training_reader", "select sha256 from api_keys"),

@@ -19,6 +19,7 @@ LEAVES = {
     "worker",
     "worker.concurrency",
     "worker.tracing",
+    "worker.health",
 }
 DOMAIN = {"worker.domain", "schemas", "sql"}
 PLUMBING = {"worker.launchers", "worker.store", "worker.storage", "worker.broker", "worker.publisher"}

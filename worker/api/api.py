@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -15,8 +16,12 @@ from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
 from worker.store.api_keys import Key
+from worker.store.audit import AuditStore
 from worker.store.database import Database, Record
 from worker.store.webhooks import WebhookStore
+
+if TYPE_CHECKING:
+    from worker.api.trail import Trail  # which knows the routes, whose handlers take an Api
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Api:
     data: DataStore
     webhooks: WebhookStore
     watcher: Watcher
+    audit: AuditStore
+    trail: "Trail"
     uploads: Counter[int] = field(default_factory=Counter)
     """Uploads under way, by organization."""
 

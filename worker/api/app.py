@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
@@ -16,21 +17,30 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from worker.api import report
-from worker.api.access import Keyring, Limiter, require
+from worker.api.access import Keyring, Limiter, WrongKeys, require
+from worker.api.access_log import REQUEST_ID, AccessLog
+from worker.api.addresses import Proxies, networks
 from worker.api.api import Api
-from worker.api.door import PREFIX, Door, unavailable
+from worker.api.door import Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
+from worker.api.metrics import POOL_STATES, ApiMetrics
 from worker.api.openapi import document
 from worker.api.problems import Refused
+from worker.api.request_log import RequestLog
+from worker.api.routes import PREFIX, route_of
 from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
+from worker.api.trail import Trail
 from worker.api.watch import Watcher
 from worker.api.webhooks import Sender
 from worker.errors import DatabaseAway, StorageAway
+from worker.health import HealthServer
+from worker.services.watchers import watch_loop
 from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
 from worker.store.api_keys import KeyStore
+from worker.store.audit import AuditStore
 from worker.store.database import Database
 from worker.store.tidying import TidyStore
 from worker.store.webhooks import WebhookStore
@@ -51,9 +61,14 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         settings: the API's own.
         storage: where training data, logs and artifacts lie; the caller closes it.
     """
-    database = Database(settings.database_url.get_secret_value(), size=settings.api_database_connections, name="api")
+    dsn = settings.database_url.get_secret_value()
+    metrics = ApiMetrics()
+    database = Database(dsn, size=settings.api_database_connections, name="api", waited=metrics.pool_wait_s.observe)
     models = ApiStore(database)
-    keyring = Keyring(KeyStore(database), settings.database_url.get_secret_value())
+    wrong = WrongKeys(settings.api_wrong_keys_per_s, settings.api_wrong_keys_burst)
+    keyring = Keyring(KeyStore(database), dsn, wrong)
+    audit = AuditStore(database)
+    log, trail = RequestLog(metrics, reads=settings.api_log_reads), Trail(audit, metrics)
     api = Api(
         settings=settings,
         database=database,
@@ -62,18 +77,24 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         data=DataStore(database),
         webhooks=WebhookStore(database),
         watcher=Watcher(models),
+        audit=audit,
+        trail=trail,
     )
+    _show(metrics, api)
     beside = (
         keyring.listen,
         api.watcher.look,
-        Sender(api.webhooks, private=settings.api_webhook_private).run,
-        Tidying(TidyStore(database), storage).run,
+        Sender(api.webhooks, private=settings.api_webhook_private, metrics=metrics).run,
+        Tidying(TidyStore(database), storage, audit, settings.api_audit_days).run,
+        log.run,
+        trail.run,
+        partial(watch_loop, metrics),
     )
 
     app = FastAPI(
         title="Custom Models", lifespan=_lifespan(database, beside), docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.state.api = api
+    app.state.api, app.state.metrics, app.state.log, app.state.keyring = api, metrics, log, keyring
     for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS):
         here = {endpoint.method: endpoint for endpoint in ENDPOINTS if endpoint.path == path}
         app.add_route(PREFIX + path, _handler(api, here), list(here))
@@ -84,7 +105,7 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     for kind, answer in _ANSWERS.items():
         app.add_exception_handler(kind, answer)
     limiter = Limiter(settings.api_rate_per_s, settings.api_burst, time.monotonic)
-    app.add_middleware(Door, keyring=keyring, limiter=limiter, models=models, settings=settings)
+    app.add_middleware(Door, keyring=keyring, limiter=limiter, models=models, settings=settings, metrics=metrics)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -98,13 +119,27 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
                 "Upload-Offset",
                 "Range",
             ],
-            expose_headers=["ETag", "Retry-After", "Content-Range"],
+            expose_headers=["ETag", "Retry-After", "Content-Range", "X-Request-Id"],
             max_age=600,
         )
     app.state.tracing = open_tracing(settings.traces_url, "speech-training-api")
     if settings.traces_url:
-        app.add_middleware(TracedRequests, tracing=app.state.tracing)
+        app.add_middleware(TracedRequests, tracing=app.state.tracing, route_of=route_of)
+    proxies = Proxies(networks(settings.api_trusted_proxies))
+    app.add_middleware(AccessLog, log=log, trail=trail, proxies=proxies, metrics=metrics)  # outermost
     return app
+
+
+def _show(metrics: ApiMetrics, api: Api) -> None:
+    """Gauges that are read where they are kept, when somebody asks."""
+    metrics.uploads.set_function(api.uploads.total)
+    metrics.watchers.set_function(api.watcher.watching)
+    for state in POOL_STATES:
+        metrics.pool.labels(state).set_function(partial(_connections, api.database, state))
+
+
+def _connections(database: Database, state: str) -> float:
+    return database.usage()[state]
 
 
 def _lifespan(database: Database, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
@@ -175,7 +210,8 @@ async def _refused(request: Request, error: Exception) -> Response:  # noqa: ARG
 
 
 async def _away(request: Request, error: Exception) -> Response:
-    _LOG.warning("away", path=request.url.path, error=str(error))
+    record = request.scope["record"]
+    _LOG.warning("away", request=record.id, path=record.path, error=str(error))
     return unavailable().response()
 
 
@@ -188,8 +224,11 @@ async def _http_error(request: Request, error: Exception) -> Response:  # noqa: 
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    _LOG.error("fault", path=request.url.path, method=request.method, exc_info=error)
-    return Refused("internal", "This should not have happened; it is logged.").response()
+    record = request.scope["record"]
+    _LOG.error("fault", request=record.id, path=record.path, method=record.method, exc_info=error)
+    answer = Refused("internal", "This should not have happened; it is logged.").response()
+    answer.headers[REQUEST_ID.decode()] = record.id
+    return answer
 
 
 _ANSWERS: Final[dict[Any, Any]] = {
@@ -221,7 +260,32 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
         timeout_graceful_shutdown=30,
         lifespan="on",
     )
+    server = uvicorn.Server(config)
+    app.state.metrics.connections.set_function(lambda: len(server.server_state.connections))
+    async with _observed(app, settings):
+        try:
+            await server.serve()
+        finally:
+            await asyncio.to_thread(app.state.tracing.close)
+
+
+@asynccontextmanager
+async def _observed(app: FastAPI, settings: ApiSettings) -> AsyncIterator[None]:
+    """Metrics on a port of their own. A port that is taken costs the metrics, not the service: an alert misses them."""
+    host, port = settings.api_metrics_host, settings.api_metrics_port
+    keyring: Keyring = app.state.keyring
+    observer = HealthServer(app.state.metrics.registry, lambda: {"database": keyring.listening}, host, port)
+    opened = False
+    if port:
+        try:
+            taken = await observer.open()
+        except OSError as error:
+            _LOG.error("no metrics", host=host, port=port, error=str(error))
+        else:
+            opened = True
+            _LOG.info("metrics", host=host, port=taken)
     try:
-        await uvicorn.Server(config).serve()
+        yield
     finally:
-        await asyncio.to_thread(app.state.tracing.close)
+        if opened:
+            await observer.close()

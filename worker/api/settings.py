@@ -5,8 +5,10 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.api.addresses import networks
 
 SECRETS_FOLDER = Path("/run/secrets")
 
@@ -67,6 +69,39 @@ class ApiSettings(BaseSettings):
         default=False,
         description="webhooks may go to http and to private addresses: for tests and closed networks only",
     )
+
+    api_trusted_proxies: str = Field(
+        default="",
+        description="comma-separated addresses and networks of the reverse proxies whose X-Forwarded-For and "
+        "X-Request-Id are believed; empty: nobody's",
+    )
+    api_wrong_keys_per_s: float = Field(
+        default=1,
+        gt=0,
+        description="wrong keys a second that one address (of IPv6: one /64) may send to an API process, lasting; "
+        "valid keys from there are never refused for them",
+    )
+    api_wrong_keys_burst: int = Field(
+        default=30, ge=1, description="wrong keys an address may send at once before that rate counts"
+    )
+    api_log_reads: bool = Field(
+        default=False,
+        description="a log line for every successful read, too; without it they are counted only, but for logs, "
+        "reports and the audit trail",
+    )
+    api_metrics_host: str = Field(
+        default="127.0.0.1", description="address of the API's own metrics, /healthz and /readyz"
+    )
+    api_metrics_port: int = Field(
+        default=9109, ge=0, le=65_535, description="their port, never the one that customers reach; 0: none"
+    )
+    api_audit_days: int = Field(default=400, ge=30, description="days that entries of the audit trail are kept")
+
+    @field_validator("api_trusted_proxies")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        networks(text)
+        return text
 
     @cached_property
     def origins(self) -> list[str]:

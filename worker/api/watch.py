@@ -43,6 +43,10 @@ class Watcher:
                 self._seen = {model_id: found.get(model_id) for model_id in self._watching}
                 self._changed.notify_all()
 
+    def watching(self) -> int:
+        """How many are being told."""
+        return self._watching.total()
+
     def full(self, organization_id: int) -> bool:
         """True where nobody more can be told, or nobody more of an organization: one may be a quarter of all."""
         return (

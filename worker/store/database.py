@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -78,9 +79,10 @@ class Database:
         size: connections at most.
         answer_s: seconds after which a statement counts as unanswered.
         settings: session settings, such as the tests' ``training.fake_now``.
+        waited: told the seconds of each wait for a connection.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - wired in one place
         self,
         dsn: str,
         *,
@@ -88,6 +90,7 @@ class Database:
         answer_s: float = 20.0,
         name: str = "worker",
         settings: dict[str, str] | None = None,
+        waited: Callable[[float], None] | None = None,
     ) -> None:
         self._dsn = dsn
         self._size = size
@@ -95,6 +98,8 @@ class Database:
         self._settings = _SESSION | {"application_name": name} | (settings or {})
         self._pool: asyncpg.Pool | None = None
         self._opening = asyncio.Lock()
+        self._waited = waited
+        self._waiting = 0
 
     async def open(self) -> None:
         """Connect once, so that a wrong address is known at the start.
@@ -139,9 +144,23 @@ class Database:
             await self.open()
         assert self._pool is not None
         async with translated(), AsyncExitStack() as held:
-            async with asyncio.timeout(self._answer_s):  # the pool's own timeout makes a task for each statement
-                connection = await held.enter_async_context(self._pool.acquire())
+            began = time.perf_counter()
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(self._answer_s):  # the pool's own timeout makes a task for each statement
+                    connection = await held.enter_async_context(self._pool.acquire())
+            finally:
+                self._waiting -= 1
+                if self._waited is not None:
+                    self._waited(time.perf_counter() - began)
             yield connection
+
+    def usage(self) -> dict[str, int]:
+        """Connections in use and idle, and how many wait for one, by these words."""
+        if self._pool is None:
+            return {"used": 0, "idle": 0, "waiting": self._waiting}
+        idle = self._pool.get_idle_size()
+        return {"used": self._pool.get_size() - idle, "idle": idle, "waiting": self._waiting}
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
