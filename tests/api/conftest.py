@@ -15,7 +15,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from worker.api import keys
-from worker.api.app import create_app
+from worker.api.app import create_app, server_config
 from worker.api.settings import ApiSettings
 from worker.storage import FileStorage
 from worker.store.api_keys import KeyStore
@@ -106,7 +106,8 @@ class Customer:
 async def serving(settings: ApiSettings, storage: FileStorage) -> AsyncIterator[tuple[str, Any]]:
     app = create_app(settings, storage)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+    config = server_config(app)
+    config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     running = asyncio.create_task(server.serve([listener]))

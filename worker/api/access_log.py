@@ -3,6 +3,7 @@
 Plain ASGI, because every poll passes here.
 """
 
+import itertools
 import os
 import re
 import time
@@ -42,6 +43,9 @@ class AccessLog:
         self._trail = trail
         self._proxies = proxies
         self._in_flight = 0
+        # Ids need not be secret, only different: from other processes' by a beginning, from each other by a number.
+        self._prefix = os.urandom(6).hex()
+        self._numbers = itertools.count(1)
         metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,12 +54,11 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         record = self._begin(scope)
-        answer = _Answer(record, send)
         if record.method not in _BODILESS:
             receive = _counted(record, receive)
         self._in_flight += 1
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, receive, _told(record, send))
         except Exception:
             if record.status is None:  # starlette's outermost handler answers for us
                 record.status, record.code = 500, "internal"
@@ -82,11 +85,15 @@ class AccessLog:
         elif forwarded:
             address = self._proxies.client(peer, forwarded)
             scope["client"] = (address, 0)
-        given = request_id.decode("ascii") if _ID.fullmatch(request_id) else os.urandom(8).hex()
+        given = (
+            request_id.decode("ascii")
+            if request_id and _ID.fullmatch(request_id)
+            else f"{self._prefix}-{next(self._numbers):x}"
+        )
         record = RequestRecord(
             id=given,
             method=method_of(scope["method"]),
-            raw_path=scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape"),
+            raw_path=scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass"),
             route=route_of(scope["path"]),
             address=address,
             peer=peer,
@@ -97,26 +104,23 @@ class AccessLog:
         return record
 
 
-class _Answer:
-    """Passes an answer on and takes down what it is."""
+def _told(record: RequestRecord, send: Send) -> Send:
+    """The same, with the answer taken down and the request's id in it."""
 
-    def __init__(self, record: RequestRecord, send: Send) -> None:
-        self._record = record
-        self._send = send
-
-    async def send(self, message: Message) -> None:
-        record = self._record
+    async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.status = message["status"]
             record.seconds = time.perf_counter() - record.began
-            message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID, record.id.encode())]}
+            message["headers"] = [*message.get("headers", ()), (REQUEST_ID, record.id.encode())]
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             if record.sent == 0 and record.status is not None and record.status >= _FIRST_REFUSED:
                 problem = _PROBLEM.match(body[:_PROBLEM_BYTES])
                 record.code = problem[1].decode("ascii") if problem else None
             record.sent += len(body)
-        await self._send(message)
+        await send(message)
+
+    return told
 
 
 def _counted(record: RequestRecord, receive: Receive) -> Receive:

@@ -1,6 +1,7 @@
 """The API put together: the only file that knows all its parts."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,11 +16,12 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.api import report
 from worker.api.access import Keyring, Limiter, WrongKeys, require
 from worker.api.access_log import REQUEST_ID, AccessLog
-from worker.api.addresses import Proxies, networks
+from worker.api.addresses import UNKNOWN, Proxies, networks
 from worker.api.api import Api
 from worker.api.door import Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
@@ -240,18 +242,15 @@ _ANSWERS: Final[dict[Any, Any]] = {
 }
 
 
-async def serve(settings: ApiSettings, storage: Storage) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way end first.
-
-    Raises:
-        DatabaseAway: nobody answers there.
-        SystemExit: the port is taken.
-    """
-    app = create_app(settings, storage)
-    config = uvicorn.Config(
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How the application is served. Who the client is behind proxies is found out by ``AccessLog``, not by uvicorn."""
+    settings: ApiSettings = app.state.api.settings
+    logging.getLogger("uvicorn.error").addFilter(_not_malformed)
+    return uvicorn.Config(
         app,
         host=settings.api_host,
         port=settings.api_port,
+        http=_protocol(app.state.log),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -260,7 +259,33 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
         timeout_graceful_shutdown=30,
         lifespan="on",
     )
-    server = uvicorn.Server(config)
+
+
+def _protocol(log: RequestLog) -> type[HttpToolsProtocol]:
+    """Uvicorn's protocol; bytes that are no request are told of, too."""
+
+    class Told(HttpToolsProtocol):
+        def send_400_response(self, msg: str) -> None:
+            log.connection_ended("malformed", self.client[0] if self.client else UNKNOWN)
+            super().send_400_response(msg)
+
+    return Told
+
+
+def _not_malformed(record: logging.LogRecord) -> bool:
+    """Uvicorn's own line for these says neither who nor how many, and a flood of them would fill the log."""
+    return record.getMessage() != "Invalid HTTP request received."
+
+
+async def serve(settings: ApiSettings, storage: Storage) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way end first.
+
+    Raises:
+        DatabaseAway: nobody answers there.
+        SystemExit: the port is taken.
+    """
+    app = create_app(settings, storage)
+    server = uvicorn.Server(server_config(app))
     app.state.metrics.connections.set_function(lambda: len(server.server_state.connections))
     async with _observed(app, settings):
         try:

@@ -10,20 +10,26 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from worker import __version__
 from worker.api.endpoints import ENDPOINTS, EVERYWHERE
 from worker.api.problems import KINDS
-from worker.api.routes import METHODS, OTHER, PREFIX, ROUTES
+from worker.api.routes import METHODS, OTHER, PREFIX
+from worker.api.tallies import Tally, Times
 
 NO_ANSWER: Final = "none"
 """Status of a request that got no answer: its client left, or the process ended."""
 CONNECTION_ENDS: Final = (
     "malformed",
-    "head_too_large",
-    "head_too_slow",
-    "body_too_slow",
-    "reader_too_slow",
+    "too_large",
+    "head",
     "idle",
-    "too_many",
+    "leftover",
+    "stalled",
+    "closing",
+    "full",
+    "address",
+    "refused",
 )
-"""Why this process ended a connection or refused bytes before there was a request."""
+"""Why this process ended a connection, or refused its bytes before there was a request: no HTTP; a head that is too
+large, or too slow; nothing asked for long; a body nobody waits for; an answer nobody takes; no end of closing; too many
+connections in all, or of one address (the oldest went); or no room for this one."""
 LIMITS: Final = ("key", "address")
 DELIVERIES: Final = ("delivered", "retried", "failed")
 POOL_STATES: Final = ("used", "idle", "waiting")
@@ -41,24 +47,22 @@ class ApiMetrics:
         self._requests(own)
         self._limits(own)
         self._health(own)
-        self._counted: dict[tuple[str, str, str], Counter] = {}
-        self._timed: dict[tuple[str, str], Histogram] = {}
         self._show_every_label()
 
     def _requests(self, own: CollectorRegistry) -> None:
         """What was asked and answered."""
-        self.requests = Counter(
+        self.requests = Tally(
             "training_api_requests",
             "Requests answered; status none: the client left before",
             ["method", "route", "status"],
-            registry=own,
+            own,
         )
-        self.seconds = Histogram(
+        self.seconds = Times(
             "training_api_request_seconds",
             "Time until an answer began; an upload's includes the time its sender took",
             ["method", "route"],
-            buckets=_MOMENTS,
-            registry=own,
+            _MOMENTS,
+            own,
         )
         self.in_flight = Gauge("training_api_requests_in_flight", "Requests that are being answered", registry=own)
         self.received = Counter("training_api_received_bytes", "Bytes of requests' bodies taken in", registry=own)
@@ -84,7 +88,7 @@ class ApiMetrics:
         self.connections = Gauge("training_api_connections", "Open connections of clients", registry=own)
         self.connections_ended = Counter(
             "training_api_connections_ended",
-            "Connections this process ended, by why; no request came of their last bytes",
+            "Connections this process ended, or refused, by why; no request came of their last bytes",
             ["cause"],
             registry=own,
         )
@@ -107,9 +111,10 @@ class ApiMetrics:
             ["state"],
             registry=own,
         )
-        self.pool_wait_s = Histogram(
-            "training_api_database_wait_seconds", "Wait for a connection of the pool", buckets=_MOMENTS, registry=own
+        self.pool_wait_s = Times(
+            "training_api_database_wait_seconds", "Wait for a connection of the pool", [], _MOMENTS, own
         )
+        self.pool_wait_s.show(())
         self.loop_lag_s = Histogram(
             "training_api_loop_lag_seconds", "How late the event loop turns", buckets=_MOMENTS, registry=own
         )
@@ -118,12 +123,12 @@ class ApiMetrics:
         """A series that is not there cannot be alerted on: begin each list at zero."""
         for endpoint in ENDPOINTS:
             route = PREFIX + endpoint.path
-            self._timed[endpoint.method, route] = self.seconds.labels(endpoint.method, route)
+            self.seconds.show((endpoint.method, route))
             statuses = {endpoint.status, *(KINDS[code].status for code in (*endpoint.codes, *EVERYWHERE))}
             for status in sorted(statuses | ({304} if endpoint.polled else set())):
-                self._counter(endpoint.method, route, str(status))
+                self.requests.add((endpoint.method, route, str(status)), 0)
         for method in METHODS:
-            self._counter(method, OTHER, "404")
+            self.requests.add((method, OTHER, "404"), 0)
         for code in (*KINDS, OTHER):
             self.refusals.labels(code)
         for metric, values in (
@@ -135,13 +140,6 @@ class ApiMetrics:
             for value in values:
                 metric.labels(value)
 
-    def _counter(self, method: str, route: str, status: str) -> Counter:
-        found = self._counted.get((method, route, status))
-        if found is None:
-            assert route in ROUTES
-            found = self._counted[method, route, status] = self.requests.labels(method, route, status)
-        return found
-
     def ended(self, method: str, route: str, status: int | None, seconds: float | None, code: str | None) -> None:
         """A request is over.
 
@@ -152,12 +150,9 @@ class ApiMetrics:
             seconds: until the answer began; None: there was none.
             code: of the problem, where it was refused.
         """
-        self._counter(method, route, NO_ANSWER if status is None else str(status)).inc()
+        self.requests.add((method, route, NO_ANSWER if status is None else str(status)))
         if seconds is not None:
-            timed = self._timed.get((method, route))
-            if timed is None:
-                timed = self._timed[method, route] = self.seconds.labels(method, route)
-            timed.observe(seconds)
+            self.seconds.observe(seconds, (method, route))
         if code is not None:
             self.refusals.labels(code if code in KINDS else OTHER).inc()
 

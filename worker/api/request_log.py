@@ -92,7 +92,7 @@ class RequestRecord:
 
 def shown(text: str | bytes, longest: int = _SHOWN) -> str:
     """A text of a stranger for a log line: visible ASCII, of bounded length, without keys."""
-    raw = text[: longest * 4] if isinstance(text, bytes) else text[: longest * 4].encode("utf-8", "surrogateescape")
+    raw = text[: longest * 4] if isinstance(text, bytes) else text[: longest * 4].encode("utf-8", "surrogatepass")
     visible = "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in raw)  # noqa: PLR2004 - ASCII
     visible = _KEYS.sub("stk_***", visible)
     return visible if len(visible) <= longest else visible[:longest] + "..."

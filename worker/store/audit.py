@@ -21,9 +21,9 @@ _AT_ONCE: Final = 10_000
 _PAGE: Final = 1_000
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Origin:
-    """Where something comes from.
+    """Where something comes from. Never changed; not frozen, since each poll makes one and freezing costs time.
 
     Attributes:
         address: the client's, of a request.
