@@ -37,6 +37,7 @@ declare
 begin
     with old as (
         select id from public.audit_log where at < ends order by at limit least(greatest(most, 0), 10000)
+        for update skip locked -- several API processes share the work
     ), gone as (
         delete from public.audit_log a using old where a.id = old.id returning a.at
     )

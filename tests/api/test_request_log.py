@@ -189,8 +189,8 @@ async def test_a_hostile_path_reaches_the_log_as_harmless_ascii(live, customer):
     with capture_logs() as logs:
         writer.write(
             b"GET /api/v3/%0d%0aforged%1b%5b2J/"
-             b"\xe2\x80\xae"
-             b" HTTP/1.1\r\nHost: a\r\nUser-Agent: a\xc2\x9b31m\r\n"
+            b"\xe2\x80\xae"
+            b" HTTP/1.1\r\nHost: a\r\nUser-Agent: a\xc2\x9b31m\r\n"
             b"Connection: close\r\n\r\n"
         )
         await reader.read()
