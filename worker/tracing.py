@@ -77,10 +77,11 @@ class Tracing:
         return carrier.get("traceparent")
 
     def close(self) -> None:
-        """Send what is left; blocks for some seconds at most."""
-        if self._provider is not None:
-            self._provider.force_flush(_FLUSH_MS)
-            self._provider.shutdown()
+        """Send what is left; blocks for some seconds at most. Nothing happens a second time."""
+        provider, self._provider = self._provider, None
+        if provider is not None:
+            provider.force_flush(_FLUSH_MS)
+            provider.shutdown()
 
 
 OFF: Final = Tracing()

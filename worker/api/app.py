@@ -146,9 +146,11 @@ def _connections(database: Database, state: str) -> float:
 
 def _lifespan(database: Database, beside: tuple[Callable[[], Awaitable[None]], ...]) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         async with AsyncExitStack() as stack:
+            # Here, not after the server has ended: uvicorn raises SIGTERM again then, and nothing of ours runs on.
+            stack.push_async_callback(asyncio.to_thread, app.state.tracing.close)
             stack.push_async_callback(database.close)
             running = [asyncio.ensure_future(_for_ever(run)) for run in beside]
 
@@ -288,10 +290,7 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
     server = uvicorn.Server(server_config(app))
     app.state.metrics.connections.set_function(lambda: len(server.server_state.connections))
     async with _observed(app, settings):
-        try:
-            await server.serve()
-        finally:
-            await asyncio.to_thread(app.state.tracing.close)
+        await server.serve()
 
 
 @asynccontextmanager
