@@ -32,7 +32,7 @@ from worker.api.request_log import RequestLog
 from worker.api.routes import PREFIX, route_of
 from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
-from worker.api.trail import Trail
+from worker.api.trail import Trail, keep_for_days
 from worker.api.watch import Watcher
 from worker.api.webhooks import Sender
 from worker.errors import DatabaseAway, StorageAway
@@ -87,7 +87,8 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         keyring.listen,
         api.watcher.look,
         Sender(api.webhooks, private=settings.api_webhook_private, metrics=metrics).run,
-        Tidying(TidyStore(database), storage, audit, settings.api_audit_days).run,
+        Tidying(TidyStore(database), storage).run,
+        partial(keep_for_days, audit, settings.api_audit_days),
         log.run,
         trail.run,
         partial(watch_loop, metrics),

@@ -27,6 +27,7 @@ _LOG: Final = structlog.get_logger("api.audit")
 REFUSED: Final = frozenset({401, 403, 404, 405, 408, 413, 429})
 """Statuses that an attempt on something shows in."""
 _FLUSH_S: Final = 60.0
+_FORGET_S: Final = 600.0
 _REMEMBERED_S: Final = 60.0
 _MOST_KEYS: Final = 10_000
 _MOST_READS: Final = 10_000
@@ -189,3 +190,20 @@ class Trail:
             newer = self._refusals.setdefault(key_id, kept)
             if newer is not kept:
                 newer.merge(kept)
+
+
+async def keep_for_days(store: AuditStore, days: int) -> None:
+    """End the oldest entries, in batches, for ever; every process does, and they share the work.
+
+    Args:
+        store: the audit trail.
+        days: that entries are kept; the database keeps them for 30 at least.
+    """
+    while True:
+        try:
+            await store.forget(days)
+        except DatabaseAway:
+            pass  # later
+        except DatabaseRefused as error:
+            _LOG.warning("audit entries stay: run deploy/postgres/roles.sql again", error=str(error))
+        await asyncio.sleep(_FORGET_S)
