@@ -4,9 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from worker.api.metrics import ApiMetrics
 from worker.metrics import Metrics
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+Row = tuple[str, str, dict[str, list[str]], str]
 TARGET = Path(__file__).parent / "metrics.md"
 _HEAD = """\
 # Metrics
@@ -36,6 +42,27 @@ Counters and histograms are this process's own: use `sum(rate(…))`. A histogra
 | Is anything untold or undeliverable? | `max(training_outbox_oldest_seconds)`, `max(training_dead_letters)` |
 
 """
+_API_HEAD = """
+## The API
+
+Each API process serves its own at `/metrics` on `WORKER_API_METRICS_HOST:WORKER_API_METRICS_PORT` (9109), from
+`worker/api/metrics.py`, beside `/healthz` and `/readyz` (`database`: it hears of revoked keys). Never show this port to customers.
+`route` is a route's template as in `schemas/openapi.json`, or `other`: never a path that somebody sent. `status` is the answer's,
+or `none`; `code` is the problem document's. Who was refused is a question for the log (`request`, `requests refused`) and
+for `python -m worker audit --action refused`.
+
+- Who is refused, for what? `sum by (code) (rate(training_api_refusals_total[5m]))`
+- How many answers are our fault? `sum(rate(training_api_requests_total{status=~"5.."}[5m])) / sum(rate(training_api_requests_total[5m]))`
+- How long do reads take? `histogram_quantile(0.99, sum by (le) (rate(training_api_request_seconds_bucket{method="GET"}[5m])))`
+- Is there room? `training_api_connections`, `training_api_requests_in_flight`, `training_api_database_connections{state="waiting"}`
+- Does anything block the loop? `histogram_quantile(0.99, sum by (le) (rate(training_api_loop_lag_seconds_bucket[5m])))`
+
+"""
+_OPEN_LISTS = {
+    "method": "as the route has it, or other",
+    "route": "each route's template, or other",
+    "status": "each that the route has",
+}
 _EVERYBODYS = frozenset(
     {
         "training_runs_waiting",
@@ -55,18 +82,31 @@ _EVERYBODYS = frozenset(
 
 def render() -> str:
     """The whole file."""
+    return _HEAD + _table(rows()) + _API_HEAD + _table(api_rows())
+
+
+def _table(found: list[Row]) -> str:
     lines = ["| metric | type | labels | what |\n", "|---|---|---|---|\n"]
-    for name, kind, labels, told in rows():
-        shown = "; ".join(f"{label}: {', '.join(values)}" for label, values in labels.items())
+    for name, kind, labels, told in found:
+        shown = "; ".join(f"{label}: {_OPEN_LISTS.get(label) or ', '.join(values)}" for label, values in labels.items())
         whose = " *(everybody's)*" if name in _EVERYBODYS else ""
         lines.append(f"| `{name}` | {kind} | {shown} | {told}{whose} |\n")
-    return _HEAD + "".join(lines)
+    return "".join(lines)
 
 
-def rows() -> list[tuple[str, str, dict[str, list[str]], str]]:
-    """Name as a query writes it, type, the labels' known values, meaning; in order of the names."""
+def rows() -> list[Row]:
+    """The worker's: name as a query writes it, type, the labels' known values, meaning; in order of the names."""
+    return _rows(Metrics().registry)
+
+
+def api_rows() -> list[Row]:
+    """The API's, likewise."""
+    return _rows(ApiMetrics().registry)
+
+
+def _rows(registry: CollectorRegistry) -> list[Row]:
     found = []
-    for family in Metrics().registry.collect():
+    for family in registry.collect():
         labels: dict[str, set[str]] = {}
         for sample in family.samples:
             for label, value in sample.labels.items():

@@ -305,7 +305,7 @@ class Caller(Wire):
 
 
 class AuditEntry(Wire):
-    """One write."""
+    """One write, read or refusal."""
 
     id: Id
     at: datetime
@@ -314,10 +314,12 @@ class AuditEntry(Wire):
     custom_model_id: int | None
     run_id: UUID | None
     detail: dict[str, Any]
+    address: str | None = Field(description="the client's, of a request; null: a command, or not kept then")
+    request_id: str | None = Field(description="X-Request-Id of the answer, or of a command")
 
 
 class AuditEntries(Wire):
-    """The newest writes of an organization."""
+    """The newest entries of an organization."""
 
     count: Count
     result: list[AuditEntry]

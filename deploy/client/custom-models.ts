@@ -2,13 +2,13 @@
 import { ApiProblem, check, type Shape } from "./runtime.js";
 export { ApiProblem, WrongShape } from "./runtime.js";
 
-/** The newest writes of an organization. */
+/** The newest entries of an organization. */
 export interface AuditEntries {
   count: number;
   result: AuditEntry[];
 }
 
-/** One write. */
+/** One write, read or refusal. */
 export interface AuditEntry {
   id: number;
   at: string;
@@ -17,6 +17,10 @@ export interface AuditEntry {
   custom_model_id: number | null;
   run_id: string | null;
   detail: Record<string, unknown>;
+  /** the client's, of a request; null: a command, or not kept then */
+  address: string | null;
+  /** X-Request-Id of the answer, or of a command */
+  request_id: string | null;
 }
 
 /** What models start from. */
@@ -306,7 +310,7 @@ export interface Webhooks {
 
 const shapes: Record<string, Shape> = {
   AuditEntries: { kind: "object", optional: [], fields: { "count": { kind: "integer" }, "result": { kind: "list", of: { kind: "ref", name: "AuditEntry" } } } },
-  AuditEntry: { kind: "object", optional: [], fields: { "id": { kind: "integer" }, "at": { kind: "moment" }, "api_key_id": { kind: "any", of: [{ kind: "integer" }, { kind: "null" }] }, "action": { kind: "string" }, "custom_model_id": { kind: "any", of: [{ kind: "integer" }, { kind: "null" }] }, "run_id": { kind: "any", of: [{ kind: "string" }, { kind: "null" }] }, "detail": { kind: "map" } } },
+  AuditEntry: { kind: "object", optional: [], fields: { "id": { kind: "integer" }, "at": { kind: "moment" }, "api_key_id": { kind: "any", of: [{ kind: "integer" }, { kind: "null" }] }, "action": { kind: "string" }, "custom_model_id": { kind: "any", of: [{ kind: "integer" }, { kind: "null" }] }, "run_id": { kind: "any", of: [{ kind: "string" }, { kind: "null" }] }, "detail": { kind: "map" }, "address": { kind: "any", of: [{ kind: "string" }, { kind: "null" }] }, "request_id": { kind: "any", of: [{ kind: "string" }, { kind: "null" }] } } },
   BaseLanguage: { kind: "object", optional: [], fields: { "id": { kind: "integer" }, "key": { kind: "string" }, "name": { kind: "string" } } },
   BaseLanguages: { kind: "object", optional: [], fields: { "count": { kind: "integer" }, "total_results": { kind: "integer" }, "result": { kind: "list", of: { kind: "ref", name: "BaseLanguage" } } } },
   Caller: { kind: "object", optional: [], fields: { "organization_id": { kind: "any", of: [{ kind: "integer" }, { kind: "null" }] }, "role": { kind: "one", values: ["reader", "member", "owner", "operator"] }, "key_name": { kind: "string" }, "models": { kind: "integer" }, "stored_hours": { kind: "number" }, "minimum_audio_s": { kind: "number" } } },

@@ -82,7 +82,11 @@ grant select, insert, update, delete on model_order, training_data, manifest_nam
 -- A webhook's address never changes, and its secret is written encrypted. What an earlier release wrote in clear may be
 -- read and emptied.
 grant select, insert (organization_id, url), update (secret, sealed_secret, disabled_at), delete on webhooks to training_api;
-grant select, insert (api_key_id, organization_id, action, custom_model_id, run_id, detail) on audit_log to training_api;
+-- Entries of the audit trail are added: the database itself writes down when and by which login. They end by one function.
+grant select on audit_log to training_api;
+grant insert (api_key_id, organization_id, action, custom_model_id, run_id, detail, address, request_id, os_user, host, command)
+    on audit_log to training_api, training_worker; -- the worker's login: commands that are typed in its container
+grant execute on function forget_audit_entries(integer, integer) to training_api;
 grant select on model_versions, quotas, workers to training_api;
 grant select, delete on step_outputs, run_checkpoints to training_api; -- with the data that they were made from
 grant select, insert, delete on erasures to training_api;

@@ -3,6 +3,11 @@
 select id, organization_id, role, name, sha256, expires_at
 from api_keys where sha256 = $1 and revoked_at is null and (expires_at is null or expires_at > now())
 
+-- name: valid_digests
+-- The newest valid keys: none of them is refused for another's wrong keys.
+select sha256 from api_keys where revoked_at is null and (expires_at is null or expires_at > now())
+order by id desc limit $1
+
 -- name: create_key
 -- A new key; only its digest is kept.
 insert into api_keys (organization_id, role, name, sha256, prefix, expires_at) values ($1, $2, $3, $4, $5, $6)

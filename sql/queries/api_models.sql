@@ -100,13 +100,3 @@ limit $3 offset $2
 -- name: count_versions
 -- How many versions a model has published.
 select count(*) as n from model_versions where custom_model_id = $1
-
--- name: audit
--- A write that somebody made, in the transaction that made it.
-insert into audit_log (api_key_id, organization_id, action, custom_model_id, run_id, detail)
-values ($1, $2, $3, $4, $5, $6::jsonb)
-
--- name: audit_page
--- Who changed what, the newest first.
-select id, at, api_key_id, action, custom_model_id, run_id, detail from audit_log
-where organization_id = $1 and id < $2 order by id desc limit $3

@@ -16,7 +16,8 @@ import uvicorn
 from pydantic import SecretStr
 
 from worker.api import keys
-from worker.api.app import create_app, server_config
+from worker.api.app import create_app
+from worker.api.serving import server_config
 from worker.api.settings import ApiSettings
 from worker.storage import FileStorage
 from worker.store.api_keys import KeyStore

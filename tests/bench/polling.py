@@ -115,7 +115,8 @@ def serve(kind: str, url: str, port: int) -> None:
     else:
         from pydantic import SecretStr  # noqa: PLC0415
 
-        from worker.api.app import create_app, server_config  # noqa: PLC0415
+        from worker.api.app import create_app  # noqa: PLC0415
+        from worker.api.serving import server_config  # noqa: PLC0415
         from worker.api.settings import ApiSettings  # noqa: PLC0415
         from worker.storage import FileStorage  # noqa: PLC0415
 

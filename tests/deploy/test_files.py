@@ -137,6 +137,29 @@ def test_every_pod_is_covered_by_a_network_policy_and_a_disruption_budget():
     assert budgets == {found["metadata"]["name"] for found in built("base") if found["kind"] == "Deployment"}
 
 
+def test_prometheus_reaches_the_metrics_of_worker_and_api_and_customers_do_not():
+    prometheus = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text(encoding="utf-8"))
+    scraped = {
+        config["names"][0]: config["port"]
+        for job in prometheus["scrape_configs"]
+        for config in job.get("dns_sd_configs", ())
+    }
+    assert scraped == {"worker": 9108, "api": ApiSettings.model_fields["api_metrics_port"].default}
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    assert not [port for port in compose["services"]["api"]["ports"] if "9109" in port]
+    assert one("Service", "api")["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    for name, port in scraped.items():
+        container = one("Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+        assert {"name": "observe", "containerPort": port} in container["ports"]
+        opened = [
+            rule["from"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+            for rule in one("NetworkPolicy", name)["spec"]["ingress"]
+            if port in {one["port"] for one in rule["ports"]}
+        ]
+        assert opened == ["monitoring"], name
+    assert "WORKER_API_METRICS_HOST=0.0.0.0" in (DEPLOY / "images/Dockerfile").read_text(encoding="utf-8")
+
+
 def test_the_gpu_component_fits_the_base(tmp_path: Path):
     folder = KUBERNETES.resolve()
     overlay = tmp_path / "overlay"

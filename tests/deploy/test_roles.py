@@ -21,6 +21,7 @@ ROLES = Path("deploy/postgres/roles.sql").read_text(encoding="utf-8")
 OF_ROLE = {
     "training_worker": ("runs", "outbox", "workers", "watching", "data", "janitor", "models"),
     "training_api": (
+        "audit",
         "api_data",
         "api_keys",
         "api_lists",
@@ -219,6 +220,11 @@ async def test_a_role_may_run_each_of_its_statements(role: str, database_url: st
         ("training_api", "delete from custom_models"),
         ("training_worker", "select clear_deleted_model(1)"),
         ("training_reader", "select clear_removed_files(1, '{}', now())"),
+        ("training_api", "delete from audit_log"),
+        ("training_api", "insert into audit_log (action, database_role) values ('a', 'somebody')"),
+        ("training_api", "insert into audit_log (action, at) values ('a', now() - interval '1 year')"),
+        ("training_worker", "select 1 from audit_log"),
+        ("training_worker", "select forget_audit_entries(30, 1)"),
         ("training_api", "insert into model_versions default values"),
         (
             "training_api",

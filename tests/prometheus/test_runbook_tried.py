@@ -7,18 +7,26 @@ time, that one, too. Nothing else is changed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import signal
 import socket
 import subprocess
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.acceptance.world import WorkerProcess, World, until, world_at
+from tests.api.api_process import ApiProcess, api_process
 from tests.chaos.proxy import Proxy
 from tests.prometheus.live import Prometheus, prometheus_at
 from tests.prometheus.test_dashboards import NO_BETTER
+from worker.api import keys
+from worker.store.api_keys import KeyStore
+from worker.store.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -327,6 +335,110 @@ async def nobody_runs(world: World) -> bool:
 
 async def taken(world: World) -> bool:
     return await world.pool.fetchval("select count(*) from training_runs where status = 3 and attempt = 2") >= 3
+
+
+class Attack:
+    """Requests of a hostile customer and of a stranger, some of each kind again and again while it lasts."""
+
+    def __init__(self, api: ApiProcess, key: str, other_key: str, report: str) -> None:
+        self._api = api
+        self._key = {"Authorization": f"Bearer {key}"}
+        self._other_key = {"Authorization": f"Bearer {other_key}"}
+        self._report = report
+
+    async def lasts(self) -> None:
+        async with httpx.AsyncClient(base_url=self._api.url + "/api/v3", timeout=20, trust_env=False) as http:
+            number = 0
+            while True:
+                number += 1
+                await http.get("/caller", headers={"Authorization": f"Bearer stk_{number}"})
+                for _ in range(6):
+                    await http.get(f"/custom_models/{4_000_000_000 + number}", headers=self._key)
+                await http.get(self._report, headers=self._other_key)
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self._api.port)
+                    writer.write(b"no http\r\n\r\n")
+                    await writer.drain()
+                    writer.close()
+                await asyncio.sleep(0.1)
+
+
+async def run_of(world: World, customer_model: int, organization: int) -> uuid.UUID:
+    """A queued run, written as the API would."""
+    run = uuid.uuid4()
+    async with world.pool.acquire() as connection, connection.transaction():
+        await connection.execute(
+            "insert into training_runs (id, custom_model_id, organization_id, base_language_id, requested_at, due_at)"
+            " select $1, id, $3, base_language_id, now(), now() from custom_models where id = $2",
+            run, customer_model, organization,
+        )  # fmt: skip
+        await connection.execute(
+            "insert into run_transitions (id, run_id, sequence, to_status, attempt) values (gen_random_uuid(), $1, 1, 2, 0)",
+            run,
+        )
+    return run
+
+
+async def test_an_attack_on_the_api(world: World, prometheus: Prometheus, tmp_path: Path):
+    await fires(prometheus, "TrainingApiNotSeen")
+    model, organization = await world.new_model()
+    run = await run_of(world, model, organization)
+    database = Database(world.database_url, size=1)
+    key, other = [await keys.create(KeyStore(database), organization, "owner", "hostile") for _ in range(2)]
+    await database.close()
+    rates = {"WORKER_API_RATE_PER_S": "10", "WORKER_API_BURST": "20", "WORKER_LOG_LEVEL": "info"}
+    async with api_process(tmp_path / "api", world.database_url, **rates) as api:
+        prometheus.target(api.metrics_port, job="training-api")
+        await ends(prometheus, "TrainingApiNotSeen")
+        await world.pool.execute(
+            "alter table audit_log add constraint full_disk check (action <> 'read_report') not valid"
+        )
+        attack = asyncio.create_task(
+            Attack(api, key.secret, other.secret, f"/custom_models/{model}/runs/{run}/report").lasts()
+        )
+        await fires(
+            prometheus, "TrainingApiWrongKeys", "TrainingApiForbidden", "TrainingApiRateLimited", "TrainingApiBadRequests",
+            "TrainingApiFails", "TrainingApiAuditFails",
+        )  # fmt: skip
+        assert {line["key"] for line in api.told("request") if line["code"] == "not_found"} == {key.id}
+        assert api.told("audit entry not taken")
+        await world.pool.execute("alter table audit_log drop constraint full_disk")  # the entry says: mend the cause
+        attack.cancel()  # its key is revoked, its address is blocked
+        await ends(
+            prometheus, "TrainingApiWrongKeys", "TrainingApiForbidden", "TrainingApiRateLimited", "TrainingApiBadRequests",
+            "TrainingApiFails", "TrainingApiAuditFails",
+        )  # fmt: skip
+
+
+async def test_an_api_that_is_slow_and_one_that_is_blocked(world: World, prometheus: Prometheus, tmp_path: Path):
+    _, organization = await world.new_model()
+    database = Database(world.database_url, size=1)
+    key = await keys.create(KeyStore(database), organization, "owner", "clinic")
+    await database.close()
+    async with api_process(tmp_path / "api", world.database_url) as api:
+        prometheus.target(api.metrics_port, job="training-api")
+        headers = {"Authorization": f"Bearer {key.secret}"}
+        async with httpx.AsyncClient(
+            base_url=api.url + "/api/v3", headers=headers, timeout=30, trust_env=False
+        ) as http:
+            await http.get("/base_languages")
+            slow = asyncio.create_task(fires(prometheus, "TrainingApiSlow"))
+            while not slow.done():
+                async with world.pool.acquire() as connection, connection.transaction():
+                    await connection.execute("lock table base_languages in access exclusive mode")
+                    read = asyncio.create_task(http.get("/base_languages"))
+                    await asyncio.sleep(1.5)
+                await read
+            await slow
+        await ends(prometheus, "TrainingApiSlow")
+        blocked = asyncio.create_task(fires(prometheus, "TrainingApiLoopBlocked"))
+        while not blocked.done():  # something computes on its loop, again and again
+            api.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(1.2)
+            api.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.6)
+        await blocked
+        await ends(prometheus, "TrainingApiLoopBlocked")
 
 
 def test_every_alert_is_tried_here():

@@ -6,11 +6,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.exposition import generate_latest
 
-from deploy.metrics_table import TARGET, render, rows
+from deploy.metrics_table import TARGET, api_rows, render, rows
 from schemas.failures import FailureClass
 from schemas.status import TrainingStatus
+from worker.api.metrics import ApiMetrics
+from worker.api.problems import KINDS
+from worker.api.tallies import Times
 from worker.clock import Clock
 from worker.domain.outcome import Cancelled, Failed, HandedOver, Lost, Succeeded
 from worker.errors import BrokerAway
@@ -29,7 +33,7 @@ def test_the_table_is_made_from_the_metrics():
 
 
 def test_names_follow_the_conventions():
-    for name, kind, _, told in rows():
+    for name, kind, _, told in rows() + api_rows():
         assert re.fullmatch(r"(training|process)_[a-z_]+", name), name
         assert (kind == "counter") == name.endswith("_total"), name
         assert not re.search(r"_(ms|minutes|hours|percent|mb|kb)(_|$)", name), name
@@ -53,6 +57,9 @@ def test_no_label_can_hold_an_identifier():
     }
     for name, _, labels, _ in rows():
         assert set(labels) <= allowed, name
+    for name, _, labels, _ in api_rows():
+        assert set(labels) <= {"method", "route", "status", "code", "cause", "limit", "state", "result"}, name
+        assert not [value for values in labels.values() for value in values if re.search(r"\d{4}", value)], name
     assert next(labels["model"] for name, _, labels, _ in rows() if name == "training_word_error_rate") == [
         "base",
         "custom",
@@ -63,10 +70,28 @@ def test_promtool_finds_nothing_to_say(tmp_path: Path):
     promtool = Path("/usr/bin/promtool")
     if not promtool.exists():
         pytest.skip("promtool is not here")
-    done = subprocess.run(
-        [promtool, "check", "metrics"], input=generate_latest(Metrics().registry), capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    for registry in (Metrics().registry, ApiMetrics().registry):
+        shown = generate_latest(registry)
+        done = subprocess.run([promtool, "check", "metrics"], input=shown, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_refusal_that_exists_has_its_series_from_the_start():
+    metrics = ApiMetrics()
+    for code in KINDS:
+        assert metrics.registry.get_sample_value("training_api_refusals_total", {"code": code}) == 0
+
+
+def test_a_histogram_of_the_api_is_what_prometheus_would_have_made_of_it():
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.1, 1.0, 10.0)
+    times = Times("a_seconds", "a", ["route"], bounds, ours)
+    reference = Histogram("a_seconds", "a", ["route"], buckets=bounds, registry=theirs)
+    for seconds in (0.0, 0.05, 0.1, 0.5, 1.0, 3.0, 10.0, 11.0, 1e9):
+        times.observe(seconds, ("/",))
+        reference.labels("/").observe(seconds)
+    wanted = [line for line in generate_latest(theirs).splitlines() if b"_created" not in line]
+    assert generate_latest(ours).splitlines() == wanted
 
 
 def test_two_apps_in_one_process_do_not_share_a_registry():

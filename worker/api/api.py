@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -21,8 +22,12 @@ from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
 from worker.store.api_keys import Key
+from worker.store.audit import AuditStore
 from worker.store.database import Database, Record
 from worker.store.webhooks import WebhookStore
+
+if TYPE_CHECKING:
+    from worker.api.trail import Trail  # which knows the routes, whose handlers take an Api
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Api:
     encryption: Encryption
     outward: Outward
     registrations: Registrations
+    audit: AuditStore
+    trail: "Trail"
     readers: TextReaders = field(default_factory=TextReaders)
     """Of customers' texts; the lifespan of the application closes them."""
     turns: Turns = field(default_factory=Turns)

@@ -1,15 +1,14 @@
 """The API put together: the only file that knows all its parts."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
 import structlog
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -17,29 +16,34 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from worker.api import report
-from worker.api.access import Keyring, Limiter, require
+from worker.api.access import Keyring, Limiter, WrongKeys, require
+from worker.api.access_log import REQUEST_ID, AccessLog
+from worker.api.addresses import Proxies, networks
 from worker.api.api import Api
-from worker.api.connections import Connections, Patience, protocol_for
-from worker.api.door import PREFIX, Door, unavailable
+from worker.api.door import Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
-from worker.api.limits import Limits, limits_of, raise_open_files
+from worker.api.limits import limits_of
+from worker.api.metrics import POOL_STATES, ApiMetrics
 from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
 from worker.api.openapi import document
 from worker.api.outward import Outward
 from worker.api.problems import Refused
 from worker.api.registrations import Registrations
+from worker.api.request_log import RequestLog
+from worker.api.routes import PREFIX, route_of
 from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
+from worker.api.trail import Trail, keep_for_days
 from worker.api.watch import Watcher
 from worker.api.webhooks import Sender
 from worker.encryption import Encryption
 from worker.errors import DatabaseAway, StorageAway
-from worker.loop_guard import LoopGuard
-from worker.service_manager import ServiceManager
+from worker.services.watchers import watch_loop
 from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
 from worker.store.api_keys import KeyStore
+from worker.store.audit import AuditStore
 from worker.store.database import Database
 from worker.store.tidying import TidyStore
 from worker.store.webhooks import PURPOSE, WebhookStore
@@ -64,17 +68,22 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     """
     url = settings.database_url.get_secret_value()
     limits = limits_of(settings)
+    metrics = ApiMetrics()
     database = Database(
         url,
         size=settings.api_database_connections,
         name="api",
         settings=_bounded(settings.api_statement_timeout_s),
         shares=limits.database,
+        waited=metrics.pool_wait_s.observe,
     )
     # What runs beside requests has no customer to wait for it, and statements of its own length.
     beside_database = Database(url, size=_BESIDE, name="api-beside")
     models = ApiStore(database)
-    keyring = Keyring(KeyStore(database), url)
+    wrong = WrongKeys(settings.api_wrong_keys_per_s, settings.api_wrong_keys_burst)
+    keyring = Keyring(KeyStore(database), url, wrong)
+    audit = AuditStore(beside_database)
+    log, trail = RequestLog(metrics, reads=settings.api_log_reads), Trail(audit, metrics)
     api = Api(
         settings=settings,
         limits=limits,
@@ -92,14 +101,22 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
             proxy=parse_proxy(settings.api_webhook_proxy.get_secret_value()),
             nameservers=parse_nameservers(settings.api_webhook_nameservers),
         ),
+        audit=AuditStore(database),
+        trail=trail,
         registrations=Registrations(time.monotonic),
     )
+    _show(metrics, api)
     keyring.on_change(api.watcher.wake)
+    webhooks = WebhookStore(beside_database)
     beside = (
         keyring.listen,
         api.watcher.look,
-        Sender(WebhookStore(beside_database), api.encryption, api.outward).run,
-        Tidying(TidyStore(beside_database), storage, WebhookStore(beside_database), api.encryption).run,
+        Sender(webhooks, api.encryption, api.outward, metrics).run,
+        Tidying(TidyStore(beside_database), storage, webhooks, api.encryption).run,
+        partial(keep_for_days, audit, settings.api_audit_days),
+        log.run,
+        trail.run,
+        partial(watch_loop, metrics),
     )
 
     app = FastAPI(
@@ -109,7 +126,7 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
     )
-    app.state.api = api
+    app.state.api, app.state.metrics, app.state.log, app.state.keyring = api, metrics, log, keyring
     for path in dict.fromkeys(endpoint.path for endpoint in ENDPOINTS):
         here = {endpoint.method: endpoint for endpoint in ENDPOINTS if endpoint.path == path}
         app.add_route(PREFIX + path, _handler(api, here), list(here))
@@ -120,7 +137,9 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     for kind, answer in _ANSWERS.items():
         app.add_exception_handler(kind, answer)
     limiter = Limiter(settings.api_rate_per_s, settings.api_burst, time.monotonic)
-    app.add_middleware(Door, keyring=keyring, limiter=limiter, models=models, settings=settings, limits=limits)
+    app.add_middleware(
+        Door, keyring=keyring, limiter=limiter, models=models, settings=settings, limits=limits, metrics=metrics
+    )
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -134,12 +153,14 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
                 "Upload-Offset",
                 "Range",
             ],
-            expose_headers=["ETag", "Retry-After", "Content-Range"],
+            expose_headers=["ETag", "Retry-After", "Content-Range", "X-Request-Id"],
             max_age=600,
         )
     app.state.tracing = open_tracing(settings.traces_url, "speech-training-api")
     if settings.traces_url:
-        app.add_middleware(TracedRequests, tracing=app.state.tracing)
+        app.add_middleware(TracedRequests, tracing=app.state.tracing, route_of=route_of)
+    proxies = Proxies(networks(settings.api_trusted_proxies))
+    app.add_middleware(AccessLog, log=log, trail=trail, proxies=proxies, metrics=metrics)  # outermost
     return app
 
 
@@ -149,12 +170,26 @@ def _bounded(limit_s: float) -> dict[str, str]:
     return dict.fromkeys(names, f"{limit_s * 1000:.0f}ms")
 
 
+def _show(metrics: ApiMetrics, api: Api) -> None:
+    """Gauges that are read where they are kept, when somebody asks."""
+    metrics.uploads.set_function(lambda: api.limits.slots.taken)
+    metrics.watchers.set_function(api.watcher.watching)
+    for state in POOL_STATES:
+        metrics.pool.labels(state).set_function(partial(_connections, api.database, state))
+
+
+def _connections(database: Database, state: str) -> float:
+    return database.usage()[state]
+
+
 def _lifespan(
     api: Api, databases: tuple[Database, ...], beside: tuple[Callable[[], Awaitable[None]], ...]
 ) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            # Here, not after the server has ended: uvicorn raises SIGTERM again then, and nothing of ours runs on.
+            stack.push_async_callback(asyncio.to_thread, app.state.tracing.close)
             for database in databases:
                 await database.open()
                 stack.push_async_callback(database.close)
@@ -222,7 +257,8 @@ async def _refused(request: Request, error: Exception) -> Response:  # noqa: ARG
 
 
 async def _away(request: Request, error: Exception) -> Response:
-    _LOG.warning("away", path=request.url.path, error=str(error))
+    record = request.scope["record"]
+    _LOG.warning("away", request=record.id, path=record.path, error=str(error))
     return unavailable().response()
 
 
@@ -235,8 +271,11 @@ async def _http_error(request: Request, error: Exception) -> Response:  # noqa: 
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    _LOG.error("fault", path=request.url.path, method=request.method, exc_info=error)
-    return Refused("internal", "This should not have happened; it is logged.").response()
+    record = request.scope["record"]
+    _LOG.error("fault", request=record.id, path=record.path, method=record.method, exc_info=error)
+    answer = Refused("internal", "This should not have happened; it is logged.").response()
+    answer.headers[REQUEST_ID.decode()] = record.id
+    return answer
 
 
 _ANSWERS: Final[dict[Any, Any]] = {
@@ -246,64 +285,3 @@ _ANSWERS: Final[dict[Any, Any]] = {
     HTTPException: _http_error,
     Exception: _fault,
 }
-
-
-class _Server(uvicorn.Server):
-    """Tells the service manager when it listens, and when it begins to stop."""
-
-    def __init__(self, config: uvicorn.Config, manager: ServiceManager) -> None:
-        super().__init__(config)
-        self._manager = manager
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._manager.started()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._manager.stopping()
-        await super().shutdown(sockets)
-def server_config(app: FastAPI, patience: Patience | None = None) -> uvicorn.Config:
-    """How the application is served: address, limits, and whose word on clients is taken.
-
-    Args:
-        app: from `create_app`.
-        patience: with connections; None: as customers get it.
-    """
-    settings: ApiSettings = app.state.api.settings
-    limits: Limits = app.state.api.limits
-    proxies = settings.trusted_proxies
-    app.state.connections = Connections(limits.connections, limits.per_address, proxies, patience)
-    return uvicorn.Config(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        http=protocol_for(app.state.connections),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=bool(proxies),
-        forwarded_allow_ips=proxies,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=30,
-        lifespan="on",
-    )
-
-
-async def serve(settings: ApiSettings, storage: Storage) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way end first.
-
-    Raises:
-        DatabaseAway: nobody answers there.
-        SystemExit: the port is taken.
-    """
-    raise_open_files(settings)
-    app = create_app(settings, storage)
-    config = server_config(app)
-    manager = ServiceManager()
-    try:
-        async with LoopGuard(settings.api_frozen_limit_s, manager):
-            await _Server(config, manager).serve()
-    finally:
-        await asyncio.to_thread(app.state.tracing.close)

@@ -7,6 +7,7 @@ look a second ends whatever takes too long. Rates of bodies are ``worker.api.bod
 
 import asyncio
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -57,12 +58,19 @@ class Connections:
         per_address: of one address at most.
         trusted_proxies: networks whose connections are many clients'; they are counted by their requests instead.
         patience: how long each state may last.
+        ended: told of every connection that is ended here: why, and its address.
     """
 
     def __init__(
-        self, most: int, per_address: int, trusted_proxies: list[str] | None = None, patience: Patience | None = None
+        self,
+        most: int,
+        per_address: int,
+        trusted_proxies: list[str] | None = None,
+        patience: Patience | None = None,
+        ended: Callable[[str, str], None] = lambda _cause, _address: None,
     ) -> None:
         self.patience = patience or Patience()
+        self._ended = ended
         self._most = most
         self._per_address = per_address
         self._trusted: list[IPv4Network | IPv6Network] = [ip_network(proxy) for proxy in trusted_proxies or []]
@@ -72,7 +80,7 @@ class Connections:
         self._of_address: dict[str, OrderedDict[PatientProtocol, None]] = {}
         self._looking: asyncio.TimerHandle | None = None
         self.closed: Counter[str] = Counter()
-        """Connections ended here, by why: head, idle, leftover, stalled, closing, full, address."""
+        """Connections ended here, by why: head, idle, leftover, stalled, closing, full, address; or refused."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -126,16 +134,21 @@ class Connections:
 
     def end(self, connection: "PatientProtocol", why: str) -> None:
         """End a connection at once, and count it."""
-        self.closed[why] += 1
+        self.tell(connection, why)
         self.forget(connection)
         connection.transport.abort()
+
+    def tell(self, connection: "PatientProtocol", why: str) -> None:
+        """Count a connection that ends here, or bytes that are refused, and say so."""
+        self.closed[why] += 1
+        self._ended(why, connection.address)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in list(self._all):
             why = connection.overdue(now)
             if why == "head" and connection.tell_slow():
-                self.closed[why] += 1  # it has a moment to read why
+                self.tell(connection, why)  # it has a moment to read why
             elif why is not None:
                 self.end(connection, why)
         self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
@@ -172,7 +185,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.address = self.client[0] if self.client else ""
         if not self.book.admit(self):
             self._answer(Refused("unavailable", "Too many connections.", headers={"Retry-After": "5"}))
-            self.book.closed["refused"] += 1
+            self.book.tell(self, "refused")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Not counted any more."""
@@ -251,6 +264,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the reason is known better here
         """A problem document instead of uvicorn's text, and the end of the connection."""
+        self.book.tell(self, "too_large" if self._refusal.code == "head_too_large" else "malformed")
         self._answer(self._refusal)
 
     # -- our own -----------------------------------------------------------------------------------------------

@@ -4,23 +4,28 @@ Plain ASGI, because every poll passes here; a poll that carries an entity tag is
 """
 
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.api import present
 from worker.api.access import Keyring, Limiter
+from worker.api.addresses import UNKNOWN, client_network
 from worker.api.limits import Limits
+from worker.api.metrics import ApiMetrics
 from worker.api.problems import Refused
+from worker.api.routes import PREFIX
 from worker.api.settings import ApiSettings
 from worker.errors import DatabaseAway
 from worker.store.api import ApiStore
 from worker.store.api_keys import Key
 from worker.store.database import connections_count_for
 
+if TYPE_CHECKING:
+    from worker.api.request_log import RequestRecord
+
 _LOG: Final = structlog.get_logger("api")
-PREFIX: Final = "/api/v3"
 _OPEN: Final = frozenset({f"{PREFIX}/openapi.json"})
 _MODEL: Final = re.compile(PREFIX + r"/custom_models/([1-9][0-9]{0,17})")
 _START: Final = "http.response.start"
@@ -36,10 +41,18 @@ class Door:
         models: answers polls.
         settings: for the floor that ``is_trainable`` tells.
         limits: how many requests an organization, or a client behind a proxy, may have under way.
+        metrics: counts those who came too often.
     """
 
-    def __init__(  # noqa: PLR0913 - what it needs
-        self, app: ASGIApp, keyring: Keyring, limiter: Limiter, models: ApiStore, settings: ApiSettings, limits: Limits
+    def __init__(  # noqa: PLR0913 - wired in one place
+        self,
+        app: ASGIApp,
+        keyring: Keyring,
+        limiter: Limiter,
+        models: ApiStore,
+        settings: ApiSettings,
+        limits: Limits,
+        metrics: ApiMetrics,
     ) -> None:
         self._app = app
         self._keyring = keyring
@@ -48,6 +61,7 @@ class Door:
         self._under_way = limits.requests
         self._clients = limits.clients
         self._floor_s = settings.minimum_audio_s
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan."""
@@ -70,10 +84,9 @@ class Door:
     async def _let_in(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         authorization, tag = _headers(scope)
         try:
-            key = await self._keyring.caller(authorization)
-            self._limiter.take(key.id)
+            key = await self._caller(scope, authorization)
         except (Refused, DatabaseAway) as error:
-            await _refusal(path, error).response()(scope, receive, send)
+            await _refusal(scope, error).response()(scope, receive, send)
             return
         with self._under_way.place(key.holder) as there_is_room:
             if not there_is_room:
@@ -83,7 +96,7 @@ class Door:
             try:
                 now = None if tag is None or scope["method"] != "GET" else await self._known(key, path, tag)
             except DatabaseAway as error:
-                await _refusal(path, error).response()(scope, receive, send)
+                await _refusal(scope, error).response()(scope, receive, send)
                 return
             if now is not None:
                 await send(_not_modified(now))
@@ -91,6 +104,27 @@ class Door:
                 return
             behind: dict[str, Any] = {"path": path, "raw_path": path.encode("utf-8", "surrogateescape"), "key": key}
             await self._app({**scope, **behind}, receive, send)
+
+    async def _caller(self, scope: Scope, authorization: str | None) -> Key:
+        """The caller's key, within limits; the request's record knows it from here on.
+
+        Raises:
+            Refused: no valid key, or too many requests.
+            DatabaseAway: the key cannot be looked up.
+        """
+        record: RequestRecord = scope["record"]
+        client = scope.get("client")
+        limit = "address"
+        try:
+            key = await self._keyring.caller(authorization, client_network(client[0] if client else UNKNOWN))
+            record.key = key
+            limit = "key"
+            self._limiter.take(key.id)
+        except Refused as refused:
+            if refused.code == "rate_limited":
+                self._metrics.rate_limited.labels(limit).inc()
+            raise
+        return key
 
     async def _known(self, key: Key, path: str, tag: str) -> str | None:
         """The tag of the polled model, where the caller has it already."""
@@ -118,10 +152,10 @@ def unavailable() -> Refused:
     return Refused("unavailable", "A part of the service is away. Try again in a moment.", headers={"Retry-After": "5"})
 
 
-def _refusal(path: str, error: Refused | DatabaseAway) -> Refused:
+def _refusal(scope: Scope, error: Refused | DatabaseAway) -> Refused:
     if isinstance(error, Refused):
         return error
-    _LOG.warning("away", path=path, error=str(error))
+    _LOG.warning("away", request=scope["record"].id, path=scope["record"].path, error=str(error))
     return unavailable()
 
 

@@ -9,10 +9,10 @@ from pydantic.json_schema import models_json_schema
 
 from schemas import api as wire
 from worker import __version__
-from worker.api.door import PREFIX
 from worker.api.endpoints import ENDPOINTS, EVERYWHERE, Endpoint
 from worker.api.models import LARGEST_OFFSET, LONGEST_SEARCH, MOST_A_PAGE
 from worker.api.problems import KINDS, MEDIA_TYPE
+from worker.api.routes import PREFIX
 from worker.store.api import SORTS
 
 _REF: Final = "#/components/schemas/{model}"

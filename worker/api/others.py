@@ -48,7 +48,7 @@ async def audit_log(api: Api, key: Key, request: Request) -> Response:
     """GET /audit_log: who changed what, the newest first."""
     before = query_int(request, "before", LARGEST_ID, 1, LARGEST_ID)
     limit = query_int(request, "limit", 25, 1, MOST_A_PAGE)
-    rows = [dict(row) for row in await api.models.audit_page(organization_of(key), before, limit)]
+    rows = [dict(row) for row in await api.audit.page(organization_of(key), before, limit)]
     return present.polled(request, {"count": len(rows), "result": rows})
 
 

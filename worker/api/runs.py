@@ -16,6 +16,7 @@ from worker.api.once import once
 from worker.api.problems import Refused, not_found
 from worker.store import api as store
 from worker.store.api_keys import Answer, Key, audit
+from worker.store.audit import Subject
 from worker.store.database import Connection, Record
 
 _TAIL_BYTES: Final = 2 << 20
@@ -84,6 +85,7 @@ async def read_log(api: Api, key: Key, request: Request) -> Response:
     size = None if row["log_address"] is None else await api.storage.size(row["log_address"])
     if size is None:
         raise not_found("log")
+    await api.trail.read(key, Subject(row["organization_id"], row["custom_model_id"], row["id"]), "read_log")
     if tail:
         return Response(await _tail(api, row["log_address"], size, tail), 200, _ANSWERED, _TEXT)
     start, end = _range(request.headers.get("range"), size)
@@ -133,6 +135,7 @@ async def read_report(api: Api, key: Key, request: Request) -> Response:
     the database knows.
     """
     row = await _run(api, key, request)
+    await api.trail.read(key, Subject(row["organization_id"], row["custom_model_id"], row["id"]), "read_report")
     if row["report_address"] is not None and request.query_params.get("view") != "summary":
         size = await api.storage.size(row["report_address"])
         if size is not None:

@@ -1,6 +1,5 @@
 """The API's own settings; those it shares with the worker have the same names, so that one environment serves both."""
 
-import ipaddress
 import os
 import tempfile
 from functools import cached_property
@@ -9,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.api.addresses import networks
 from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
 from worker.encryption import parse_keys
 
@@ -65,7 +65,8 @@ class ApiSettings(BaseSettings):
     )
     api_trusted_proxies: str = Field(
         default="",
-        description="comma-separated addresses or networks of reverse proxies whose X-Forwarded-For is believed",
+        description="comma-separated addresses and networks of the reverse proxies whose X-Forwarded-For and "
+        "X-Request-Id are believed; empty: nobody's",
     )
     api_allowed_origins: str = Field(
         default="",
@@ -181,22 +182,44 @@ class ApiSettings(BaseSettings):
     def encryption_keys(self) -> tuple[bytes, ...]:
         """The encryption keys, the newest first."""
         return parse_keys(self.api_encryption_keys.get_secret_value())
+
+    api_wrong_keys_per_s: float = Field(
+        default=1,
+        gt=0,
+        description="wrong keys a second that one address (of IPv6: one /64) may send to an API process, lasting; "
+        "valid keys from there are never refused for them",
+    )
+    api_wrong_keys_burst: int = Field(
+        default=30, ge=1, description="wrong keys an address may send at once before that rate counts"
+    )
+    api_log_reads: bool = Field(
+        default=False,
+        description="a log line for every successful read, too; without it they are counted only, but for logs, "
+        "reports and the audit trail",
+    )
+    api_metrics_host: str = Field(
+        default="127.0.0.1", description="address of the API's own metrics, /healthz and /readyz"
+    )
+    api_metrics_port: int = Field(
+        default=9109, ge=0, le=65_535, description="their port, never the one that customers reach; 0: none"
+    )
+    api_audit_days: int = Field(default=400, ge=30, description="days that entries of the audit trail are kept")
+
     @field_validator("api_trusted_proxies")
     @classmethod
-    def _are_networks(cls, value: str) -> str:
-        for proxy in _listed(value):
-            ipaddress.ip_network(proxy)  # its message names what is wrong; a ValueError becomes the field's
-        return value
-
-    @cached_property
-    def trusted_proxies(self) -> list[str]:
-        """The networks of reverse proxies, one by one."""
-        return _listed(self.api_trusted_proxies)
+    def _networks(cls, text: str) -> str:
+        networks(text)
+        return text
 
     @cached_property
     def origins(self) -> list[str]:
         """The allowed browser origins, one by one."""
         return _listed(self.api_allowed_origins)
+
+    @cached_property
+    def trusted_proxies(self) -> list[str]:
+        """The networks of reverse proxies, one by one."""
+        return _listed(self.api_trusted_proxies)
 
 
 def _listed(text: str) -> list[str]:

@@ -42,6 +42,10 @@ class Watcher:
                 self._seen = {model_id: found.get(model_id) for model_id in self._watching}
                 self._changed.notify_all()
 
+    def watching(self) -> int:
+        """How many are being told."""
+        return self._watching.total()
+
     def wake(self) -> None:
         """A key changed: every stream looks at its own again, now."""
         self._keys_changed += 1

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import structlog
@@ -32,6 +32,9 @@ from worker.store.api import hold_organization
 from worker.store.api_keys import Answer, Key, audit
 from worker.store.database import Connection, Record
 from worker.store.webhooks import WebhookStore
+
+if TYPE_CHECKING:
+    from worker.api.metrics import ApiMetrics  # which knows the routes, these handlers among them
 
 _LOG: Final = structlog.get_logger("api")
 MOST_WEBHOOKS: Final = 10
@@ -177,10 +180,11 @@ def signature(secret: str, event_id: str, timestamp: int, body: bytes) -> str:
 class Sender:
     """Sends what is due, several at once, until it is cancelled."""
 
-    def __init__(self, webhooks: WebhookStore, encryption: Encryption, way: Outward) -> None:
+    def __init__(self, webhooks: WebhookStore, encryption: Encryption, way: Outward, metrics: "ApiMetrics") -> None:
         self._webhooks = webhooks
         self._encryption = encryption
         self._way = way
+        self._metrics = metrics
 
     async def run(self) -> None:
         """Send for ever; a database that is away is waited for."""
@@ -225,6 +229,8 @@ class Sender:
             _LOG.exception("webhook delivery", delivery=delivery["id"])
             status, error = None, "a fault of ours; it is logged"
         attempt = delivery["attempts"]
+        result = "delivered" if error is None else "failed" if attempt > len(RETRIES_S) else "retried"
+        self._metrics.deliveries.labels(result).inc()
         if error is None:
             await self._webhooks.end(delivery["id"], attempt, "delivered", status, None, 0)
         elif attempt > len(RETRIES_S):

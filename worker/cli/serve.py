@@ -20,7 +20,7 @@ async def run(settings: Settings, _options: argparse.Namespace) -> int:
 async def api(settings: Settings, _options: argparse.Namespace) -> int:
     """Serve the HTTP API."""
     try:
-        from worker.api.app import serve  # noqa: PLC0415 - an extra
+        from worker.api.serving import serve  # noqa: PLC0415 - an extra
         from worker.api.settings import read_api_settings  # noqa: PLC0415
     except ImportError as error:
         return complain(f"{error}: install the extra, pip install 'speech-training-worker[api]'")

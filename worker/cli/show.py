@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def _plain(value: object) -> object:
@@ -36,8 +37,13 @@ def rows(title: str, found: Sequence[Mapping[str, Any]], columns: Iterable[str],
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in found:
-        table.add_row(*("" if row[column] is None else _short(row[column]) for column in columns))
+        table.add_row(*(Text("" if row[column] is None else _visible(_short(row[column]))) for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _visible(text: str) -> str:
+    """What customers named, on a terminal: escape sequences and direction marks are shown, not followed."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def _short(value: object) -> str:
@@ -45,6 +51,8 @@ def _short(value: object) -> str:
         return value.strftime("%m-%d %H:%M:%S")
     if isinstance(value, float):
         return f"{value:.1f}"
+    if isinstance(value, dict):
+        return json.dumps(value, default=_plain, ensure_ascii=False)
     return str(value)
 
 

@@ -6,7 +6,9 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
+
+from prometheus_client import Histogram
 
 from worker.clock import Clock
 from worker.errors import WorkerError
@@ -103,7 +105,13 @@ def devices_held(folder: Path, names: Sequence[str]) -> tuple[int, int]:
     return len(names), len(inodes & locked)
 
 
-async def watch_loop(metrics: Metrics, *, every_s: float = 0.5) -> None:
+class MeasuresLag(Protocol):
+    """Metrics that have a histogram of the event loop's lag: the worker's, and the API's."""
+
+    loop_lag_s: Histogram
+
+
+async def watch_loop(metrics: MeasuresLag, *, every_s: float = 0.5) -> None:
     """Measure how late the event loop is: whatever blocks it delays heartbeats."""
     loop = asyncio.get_running_loop()
     while True:

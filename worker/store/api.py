@@ -214,10 +214,6 @@ class ApiStore:
         assert total is not None
         return int(total["n"]), await self.database.fetch(_MODELS["versions"], model_id, offset, limit)
 
-    async def audit_page(self, organization_id: int, before: int, limit: int) -> Sequence[Record]:
-        """Who changed what, the newest first."""
-        return await self.database.fetch(_MODELS["audit_page"], organization_id, before, limit)
-
 
 async def quota(connection: Connection, organization_id: int) -> Quota:
     """An organization's limits.

@@ -1,20 +1,19 @@
-"""API keys, kept answers and the audit trail."""
+"""API keys and kept answers."""
 
 import hmac
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
-from uuid import UUID
+from typing import Final
 
 import asyncpg
 
+from worker.store.audit import audit
 from worker.store.database import Connection, Database, Record, queries, translated
 
 _Q: Final = queries("api_keys")
 _OPERATORS: Final = 0  # no organization has this id
-_AUDIT: Final = queries("api_models")["audit"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,10 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def valid_digests(self, most: int) -> list[bytes]:
+        """Digests of valid keys, the newest first, at most so many."""
+        return [row["sha256"] for row in await self._database.fetch(_Q["valid_digests"], most)]
+
     async def by_digest(self, sha256: bytes) -> Key | None:
         """The valid key with this digest, compared once more in constant time."""
         row = await self._database.fetch_row(_Q["key_by_digest"], sha256)
@@ -101,21 +104,6 @@ class KeyStore:
         return await self._database.fetch_row(_Q["organization_exists"], organization_id) is not None
 
 
-async def audit(  # noqa: PLR0913 - a row has that many columns
-    connection: Connection,
-    key: Key | None,
-    organization_id: int | None,
-    action: str,
-    *,
-    model_id: int | None = None,
-    run_id: UUID | None = None,
-    detail: dict[str, Any] | None = None,
-) -> None:
-    """Write down who did what, in the transaction that did it. No key: a command line."""
-    key_id = None if key is None else key.id
-    await connection.execute(_AUDIT, key_id, organization_id, action, model_id, run_id, detail or {})
-
-
 async def take_turn(connection: Connection, scope: str) -> bool:
     """Hold an Idempotency-Key until the transaction ends; False: another request holds it."""
     row = await connection.fetchrow(_Q["take_turn"], scope)
@@ -147,3 +135,6 @@ async def key_changes(dsn: str, changed: Callable[[str], None]) -> AsyncIterator
             yield connection
         finally:
             await connection.close(timeout=5)
+
+
+__all__ = ["Answer", "Key", "KeyStore", "audit", "earlier_answer", "keep_answer", "key_changes", "take_turn"]

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -100,6 +101,7 @@ class Database:
         settings: session settings, such as the tests' ``training.fake_now``.
         shares: of the connections, among those that `connections_count_for` names; it has fewer places than there are
             connections, so that some are left for what counts for nobody. None: whoever comes first.
+        waited: told the seconds of each wait for a connection.
     """
 
     def __init__(  # noqa: PLR0913 - a connection has that many
@@ -111,6 +113,7 @@ class Database:
         name: str = "worker",
         settings: dict[str, str] | None = None,
         shares: FairShares | None = None,
+        waited: Callable[[float], None] | None = None,
     ) -> None:
         self._dsn = dsn
         self._size = size
@@ -119,6 +122,8 @@ class Database:
         self._shares = shares
         self._pool: asyncpg.Pool | None = None
         self._opening = asyncio.Lock()
+        self._waited = waited
+        self._waiting = 0
 
     async def open(self) -> None:
         """Connect once, so that a wrong address is known at the start.
@@ -163,12 +168,26 @@ class Database:
             await self.open()
         assert self._pool is not None
         async with translated(), AsyncExitStack() as held:
-            async with asyncio.timeout(self._answer_s):  # the pool's own timeout makes a task for each statement
-                holder = None if self._shares is None else _HOLDER.get()
-                if self._shares is not None and holder is not None:
-                    await held.enter_async_context(self._shares.turn(holder))
-                connection = await held.enter_async_context(self._pool.acquire())
+            began = time.perf_counter()
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(self._answer_s):  # the pool's own timeout makes a task for each statement
+                    holder = None if self._shares is None else _HOLDER.get()
+                    if self._shares is not None and holder is not None:
+                        await held.enter_async_context(self._shares.turn(holder))
+                    connection = await held.enter_async_context(self._pool.acquire())
+            finally:
+                self._waiting -= 1
+                if self._waited is not None:
+                    self._waited(time.perf_counter() - began)
             yield connection
+
+    def usage(self) -> dict[str, int]:
+        """Connections in use and idle, and how many wait for one, by these words."""
+        if self._pool is None:
+            return {"used": 0, "idle": 0, "waiting": self._waiting}
+        idle = self._pool.get_idle_size()
+        return {"used": self._pool.get_size() - idle, "idle": idle, "waiting": self._waiting}
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -97,6 +97,7 @@ class WebhookStore:
         assert row is not None
         return int(row["n"])
 
+
 async def create(connection: Connection, organization_id: int, url: str, secret: str, encryption: Encryption) -> Record:
     """Where an organization's events go from now on.
 
