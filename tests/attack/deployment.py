@@ -233,7 +233,7 @@ def environment_for(
         "WORKER_API_UPLOAD_FOLDER": str(folder / "uploads"),
         "WORKER_API_HOST": "127.0.0.1",
         "WORKER_API_PORT": str(ports["api"]),
-        "WORKER_API_OBSERVE_PORT": str(ports["api_metrics"]),
+        "WORKER_API_METRICS_PORT": str(ports["api_metrics"]),
         "WORKER_S3_SECRET_KEY": f"platform-secret-{seed}-{os.urandom(8).hex()}",
         "PYTHONPATH": str(tree),
         "PYTHONUNBUFFERED": "1",

@@ -210,8 +210,8 @@ async def untraced(deployment: Deployment, before: Mark, refused: Counter[int], 
             continue
         status = re.search(r'(?:status|code)="(\d{3})"', name)
         if status:
-            counted[int(status[1])] = max(counted[int(status[1])], counted[int(status[1])] + grown)
-        elif re.search(r"refus|reject|drop|closed|limit|connection|malformed", name):
+            counted[int(status[1])] += grown
+        elif "connection" in name:
             other_counted += grown
     missing = sum(max(0, asked - max(lines[status], round(counted[status]))) for status, asked in refused.items())
     return missing + max(0, dropped - max(other_lines, round(other_counted)))
@@ -229,26 +229,27 @@ def forged_in(path: Path) -> int:
     return count
 
 
-async def what_became_of_trainings(deployment: Deployment, organization: int, tally: Tally) -> None:
-    """The victim's trainings, as the database has them."""
-    database = deployment.database
+async def what_became_of_trainings(deployment: Deployment, organization: int) -> Tally:
+    """The victim's trainings, as the database has them: a tally of nothing else."""
+    database, found = deployment.database, Tally()
     lost = await database.fetch(
         "select t.run_id, t.attempt, t.reason_code, t.at from run_transitions t join training_runs r on r.id = t.run_id"
         " where r.organization_id = $1 and t.from_status = 3 and t.to_status = 2 order by t.at",
         organization,
     )
-    tally.leases_lost += len(lost)
-    tally.stories += [
-        f"{row['at']:%H:%M:%S} run {row['run_id']} attempt {row['attempt']}: {row['reason_code']}" for row in lost
-    ]
     ends = await database.fetch(
-        "select id, status, attempt, failures, failure_class, failure_reason from training_runs where organization_id = $1 and status in (4, 5)",
+        "select id, status, attempt, failures, failure_class, failure_reason from training_runs"
+        " where organization_id = $1 and status in (4, 5)",
         organization,
     )
     failed = [row for row in ends if row["status"] == 5]
-    tally.runs_failed += len(failed)
-    tally.runs_succeeded += len(ends) - len(failed)
-    tally.stories += [
-        f"run {row['id']} failed after {row['attempt']} attempts ({row['failures']} counted): {row['failure_class']}, {row['failure_reason']}"
+    found.leases_lost, found.runs_failed, found.runs_succeeded = len(lost), len(failed), len(ends) - len(failed)
+    found.stories = [
+        f"{row['at']:%H:%M:%S} run {row['run_id']} attempt {row['attempt']}: {row['reason_code']}" for row in lost
+    ]
+    found.stories += [
+        f"run {row['id']} failed after {row['attempt']} attempts ({row['failures']} counted): {row['failure_class']},"
+        f" {row['failure_reason']}"
         for row in failed
     ]
+    return found

@@ -51,7 +51,7 @@ RECOVERY_S: Final = 60.0
 """Longest time for everything to answer again; liveness probes help."""
 HONEST_RATE: Final = 120
 """Requests a second at most, over all of the second organization's keys."""
-SLICES_IN_A_PART: Final = 16
+ROUNDS_IN_A_PART: Final = 16
 DEFAULT_RESULTS: Final = Path(tempfile.gettempdir()) / "speech-training-attack.jsonl"
 
 
@@ -70,6 +70,7 @@ class Siege:
         self._chance = random.Random(f"attack {seed}")
         self._seed = seed
         self._tally = tally
+        self._earlier = Tally.loaded(tally.saved())
         self._say = say
         self._canary = f"canary-{seed}-{secrets.token_hex(6)}"
         self._slices: list[Slice] = []
@@ -284,27 +285,30 @@ class Siege:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    async def count(self, *, final: bool) -> None:
-        """Bring the tally up to what was measured until now; what needs the whole story comes with ``final``."""
+    async def count(self) -> None:
+        """Bring the tally up to now."""
+        tally, earlier = self._tally, self._earlier
         lines = self._samples.read_text().splitlines() if self._samples.exists() else []
         samples = []
         for line in lines:
             with contextlib.suppress(ValueError):
                 samples.append(json.loads(line))
-        tally = self._tally
         tally.take_samples(samples, self._slices[self._taken :])
         self._taken = len(self._slices)
-        if not final:
-            return
-        await what_became_of_trainings(self._deployment, self.victim_id, tally)
+        found = await what_became_of_trainings(self._deployment, self.victim_id)
+        tally.leases_lost = earlier.leases_lost + found.leases_lost
+        tally.runs_failed = earlier.runs_failed + found.runs_failed
+        tally.runs_succeeded = earlier.runs_succeeded + found.runs_succeeded
+        tally.stories = earlier.stories + found.stories
+        forged = 0
         for process in self._deployment.processes:
             self._key_leaks.log(process.log)
-            tally.forged_lines += forged_in(process.log)
-            tally.restarts[process.name] = tally.restarts.get(process.name, 0) + process.restarts
+            forged += forged_in(process.log)
+            tally.restarts[process.name] = earlier.restarts.get(process.name, 0) + process.restarts
+        tally.forged_lines = earlier.forged_lines + forged
         await asyncio.to_thread(self._look_through_files)
-        for leaks in (self.leaks, self._key_leaks):
-            for (where, what), count in leaks.found.items():
-                tally.leaked[f"{what} in {where}"] = tally.leaked.get(f"{what} in {where}", 0) + count
+        here = Counter({f"{what} in {where}": 1 for leaks in (self.leaks, self._key_leaks) for where, what in leaks.found})
+        tally.leaked = dict(here + Counter(earlier.leaked))
 
     def _look_through_files(self) -> None:
         """Everything in storage that is the attacker's."""
@@ -360,13 +364,13 @@ async def attack(
                 order = order or in_order(kinds, tally.kinds, random.Random(f"order {seed} {made}"))
                 await siege.round_of(order.pop(0), *lengths)
                 made += 1
-                if made % SLICES_IN_A_PART == 0 and not quiet:
-                    await siege.count(final=False)
+                if made % ROUNDS_IN_A_PART == 0 and not quiet:
+                    await siege.count()
                     print(f"RESULT {json.dumps(tally.result())}", flush=True)
                 if quiet and made == len(kinds):
                     break
             await siege.close()
-            await siege.count(final=True)
+            await siege.count()
         finally:
             looking_after.cancel()
             await asyncio.gather(looking_after, return_exceptions=True)

@@ -122,7 +122,7 @@ async def chunks_without_an_end(attacker: Attacker) -> None:
 
 @kind("3")
 async def pipelined_requests(attacker: Attacker) -> None:
-    """A thousand requests at once on a connection, whose answers are read slowly."""
+    """A hundred requests at once on a connection, whose answers are read slowly."""
     ask = attacker.owner.head("GET", API + "/caller", {})
 
     async def pipeline(_: int) -> None:
@@ -130,9 +130,9 @@ async def pipelined_requests(attacker: Attacker) -> None:
             async with asyncio.timeout(attacker.left_s + 1):
                 one = await Connection.open(attacker.port, SOURCE)
                 try:
-                    attacker.extra += 500
-                    sending = asyncio.ensure_future(one.send(ask * 500))
-                    for _ in range(500):
+                    attacker.extra += 100
+                    sending = asyncio.ensure_future(one.send(ask * 100))
+                    for _ in range(100):
                         await one.answer()
                     await sending
                 finally:
@@ -140,7 +140,7 @@ async def pipelined_requests(attacker: Attacker) -> None:
         except (OSError, EOFError, ValueError, IndexError, TimeoutError):
             return
 
-    await attacker.repeated(pipeline, 6, 3)
+    await attacker.repeated(pipeline, 5, 3)
 
 
 @kind("3", refuses=True)

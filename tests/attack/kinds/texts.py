@@ -47,7 +47,7 @@ async def marks_in_file_names(attacker: Attacker) -> None:
 @kind("2")
 async def marks_in_model_names(attacker: Attacker) -> None:
     """Names and searches of combining marks, as long as a body may be."""
-    wide = marks(20_000)
+    wide = marks(9_000)
     body = {"name": wide, "language_id": attacker.language, "organization_id": attacker.organization}
     await attacker.repeated(lambda _: attacker.owner.ask("POST", "/custom_models", body), 15, 3)
     query = "%CC%81%CC%A3" * 400
