@@ -152,9 +152,8 @@ def scan() -> int:
     if found.unknown:
         name, reason = next(iter(found.unknown.items()))
         left = len(packages) - found.scanned
-        print(
-            f"NOT SCANNED: the vulnerability database did not answer for {left} of {len(packages)} packages ({name}: {reason})"
-        )
+        behind = f"{left} of {len(packages)} packages ({name}: {reason})"
+        print(f"NOT SCANNED: the vulnerability database did not answer for {behind}")
         print("What to do: run it where PyPI's data can be reached, or name an OSV service: SPEECH_WORKER_OSV_URL.")
     elif not found.vulnerable:
         print(f"{found.scanned} packages were looked up, and nothing is known against them")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.attack.victim import recording
-from tests.attack.wire import NO_ANSWER, Answer, Client, Connection, connections, multipart
+from tests.attack.wire import NO_ANSWER, Answer, Client, Connection, multipart
 
 if TYPE_CHECKING:
     import random
@@ -54,6 +54,7 @@ class Attacker:
     extra: int = 0
     dropped: int = 0
     kept: dict[str, Any] = field(default_factory=dict)
+    models: list[int] = field(default_factory=list)
     runs: list[tuple[int, str]] = field(default_factory=list)
 
     @property
@@ -103,8 +104,16 @@ class Attacker:
         return answer
 
     async def model(self, name: str = "hostile") -> int:
+        """A new model; where the attacker may have no more of them, one of its old ones."""
         body = {"name": name, "language_id": self.language, "organization_id": self.organization}
-        return int((await self.ready("POST", "/custom_models", body)).json()["id"])
+        try:
+            made = int((await self.ready("POST", "/custom_models", body)).json()["id"])
+        except CouldNotPrepare:
+            if not self.models:
+                raise
+            return self.chance.choice(self.models)
+        self.models = [*self.models[-20:], made]
+        return made
 
     async def upload(
         self, model: int, files: Sequence[tuple[str | bytes, bytes]], client: Client | None = None
@@ -149,11 +158,24 @@ class Attacker:
     # --- connections --------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def open(self, count: int, first: bytes = b"") -> AsyncIterator[list[Connection]]:
-        """Open connections that have sent the beginning of something."""
-        async with connections(self.port, SOURCE, count, self.until, first) as opened:
+    async def open(self, count: int, first: bytes = b"", addresses: int = 1) -> AsyncIterator[list[Connection]]:
+        """Open connections, from so many addresses, that have sent the beginning of something."""
+        opened: list[Connection] = []
+        try:
+            while len(opened) < count and self.left_s:
+                source = SOURCE if addresses == 1 else f"127.0.66.{1 + len(opened) % addresses}"
+                try:
+                    async with asyncio.timeout(2):
+                        one = await Connection.open(self.port, source)
+                        opened.append(one)
+                        await one.send(first)
+                except (OSError, TimeoutError):
+                    break
             self.extra += len(opened)
             yield opened
+        finally:
+            for one in opened:
+                one.close()
 
     async def held(self, opened: Sequence[Connection], trickle: Callable[[int], bytes] | None = None) -> None:
         """Hold connections until the slice ends, with a few bytes now and then; counts those that the server ended."""

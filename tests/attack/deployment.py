@@ -8,6 +8,7 @@ while, as a liveness probe would.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import ctypes
 import json
@@ -234,6 +235,7 @@ def environment_for(
         "WORKER_API_HOST": "127.0.0.1",
         "WORKER_API_PORT": str(ports["api"]),
         "WORKER_API_METRICS_PORT": str(ports["api_metrics"]),
+        "WORKER_API_ENCRYPTION_KEYS": base64.b64encode(os.urandom(32)).decode(),
         "WORKER_S3_SECRET_KEY": f"platform-secret-{seed}-{os.urandom(8).hex()}",
         "PYTHONPATH": str(tree),
         "PYTHONUNBUFFERED": "1",
@@ -261,6 +263,7 @@ async def deployed(folder: Path, tree: Path, seed: int) -> AsyncIterator[Deploym
             "broker password": urlsplit(amqp_url).password or "",
         }
         secrets["S3 secret key"] = environment["WORKER_S3_SECRET_KEY"]
+        secrets["encryption key"] = environment["WORKER_API_ENCRYPTION_KEYS"]
         api = Process("api", ("api",), folder / "logs" / "api.log", environment, tree, API_PATIENCE_S)
         workers = [
             Process(name, ("run",), folder / "logs" / f"{name}.log",

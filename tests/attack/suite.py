@@ -50,7 +50,7 @@ OVERTIME_S: Final = 5.0
 RECOVERY_S: Final = 60.0
 """Longest time for everything to answer again; liveness probes help."""
 HONEST_RATE: Final = 120
-"""Requests a second at most, over all of the second organization's keys."""
+"""Requests a second at most, over all of the honest organization's keys."""
 ROUNDS_IN_A_PART: Final = 16
 DEFAULT_RESULTS: Final = Path(tempfile.gettempdir()) / "speech-training-attack.jsonl"
 
@@ -87,16 +87,9 @@ class Siege:
         """Both organizations, their keys, and the victim's life."""
         deployment = self._deployment
         victim = await deployment.new_organization(f"{self._canary} clinic", {"victim": "member"})
-        roles = {
-            "owner": "owner",
-            "member": "member",
-            "reader": "reader",
-            "preparing": "owner",
-            "h1": "member",
-            "h2": "member",
-            "h3": "member",
-        }
+        roles = {"owner": "owner", "member": "member", "reader": "reader", "preparing": "owner"}
         hostile = await deployment.new_organization("hostile", roles)
+        busy = await deployment.new_organization("busy", {"h1": "member", "h2": "member", "h3": "member"})
         self.victim_id, self.hostile_id = victim.id, hostile.id
         known = deployment.secrets | {"victim's key": victim.keys["victim"]}
         self.leaks = Leaks(self._canary, known)
@@ -106,15 +99,26 @@ class Siege:
         def client(name: str | None, source: str) -> Client:
             return Client(port, source, None if name is None else hostile.keys[name], self.leaks.answer)
 
-        self._honest_keys = [client(f"h{n}", f"127.0.0.{70 + n}") for n in (1, 2, 3)]
+        self._honest_keys = [Client(port, f"127.0.0.{70 + n}", busy.keys[f"h{n}"]) for n in (1, 2, 3)]
+        self._busy_id = busy.id
         self.attacker = Attacker(
             port=port, chance=self._chance, owner=client("owner", SOURCE), member=client("member", SOURCE), reader=client("reader", SOURCE),
             anonymous=client(None, SOURCE), preparing=client("preparing", SETUP_SOURCE), organization=hostile.id, language=deployment.base,
             victim_models=[], victim_runs=[], victim_data=[], paths=await self._paths(port),
         )  # fmt: skip
         await self._start_victim(victim.keys["victim"])
-        self.attacker.until = time.monotonic() + 60
-        self._honest_model = await self.attacker.trainable()
+        self._honest_model = await self._new_honest_model()
+
+    async def _new_honest_model(self) -> int:
+        """What honest load works on: of a third organization, which as little as the victim is the attacker."""
+        client = self._honest_keys[0]
+        body = {"name": "honest", "language_id": self._deployment.base, "organization_id": self._busy_id}
+        made = await client.ask("POST", "/custom_models", body)
+        files = multipart([("talk.wav", recording(2.0)), ("talk.txt", b"an honest sentence")])
+        kept = await client.ask("POST", f"/custom_models/{made.json().get('id')}/data", *files)
+        if (made.status, kept.status) != (201, 201):
+            raise RuntimeError(f"honest load cannot begin: {made} {kept}")
+        return int(made.json()["id"])
 
     async def _paths(self, port: int) -> list[tuple[str, str]]:
         document = (await Client(port, "127.0.0.9", None).ask("GET", "/openapi.json")).json()
@@ -183,7 +187,7 @@ class Siege:
             self._slices.append(Slice(phase, kind.name, begin, time.monotonic()))
 
     async def _honest(self, seconds: float) -> None:
-        """As many requests as the attack made, by the same organization, as customers do them."""
+        """As many requests as the attack made, as customers make them."""
         until = time.monotonic() + seconds
         count = min(self._owed, int(seconds * HONEST_RATE))
         under_way: set[asyncio.Task[Any]] = set()
@@ -307,7 +311,9 @@ class Siege:
             tally.restarts[process.name] = earlier.restarts.get(process.name, 0) + process.restarts
         tally.forged_lines = earlier.forged_lines + forged
         await asyncio.to_thread(self._look_through_files)
-        here = Counter({f"{what} in {where}": 1 for leaks in (self.leaks, self._key_leaks) for where, what in leaks.found})
+        here = Counter(
+            {f"{what} in {where}": 1 for leaks in (self.leaks, self._key_leaks) for where, what in leaks.found}
+        )
         tally.leaked = dict(here + Counter(earlier.leaked))
 
     def _look_through_files(self) -> None:

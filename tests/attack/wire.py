@@ -9,14 +9,13 @@ import asyncio
 import contextlib
 import json
 import socket
-import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
 API: Final = "/api/v3"
 LONGEST_HEAD: Final = 64 << 10
@@ -231,25 +230,3 @@ def multipart(files: Sequence[tuple[str | bytes, bytes]], field_name: str = "fil
         body += raw + b'"\r\nContent-Type: application/octet-stream\r\n\r\n' + content + b"\r\n"
     body += f"--{mark}--\r\n".encode()
     return bytes(body), {"Content-Type": f"multipart/form-data; boundary={mark}"}
-
-
-@contextlib.asynccontextmanager
-async def connections(
-    port: int, source: str, count: int, until: float, first: bytes = b""
-) -> AsyncIterator[list[Connection]]:
-    """Up to so many open connections that have sent ``first``; all are closed at the end."""
-    opened: list[Connection] = []
-    try:
-        while len(opened) < count and time.monotonic() < until:
-            try:
-                async with asyncio.timeout(2):
-                    one = await Connection.open(port, source)
-                    opened.append(one)
-                    if first:
-                        await one.send(first)
-            except (OSError, TimeoutError):
-                break
-        yield opened
-    finally:
-        for one in opened:
-            one.close()

@@ -121,6 +121,19 @@ def test_entry_of_one_package_has_all_its_hashes() -> None:
         entry(LOCK, "nosuchthing")
 
 
+def test_threat_model_names_tests_and_attacks_that_exist() -> None:
+    text = Path("deploy/threat-model.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4][1:]
+    assert len(rows) >= 10
+    kinds = "".join(path.read_text() for path in Path("tests/attack/kinds").glob("*.py"))
+    for row in rows:
+        proofs = re.findall(r"`([\w/.]+)`", row.split("|")[3])
+        assert proofs, row
+        for proof in proofs:
+            known = Path(proof).exists() or f"def {proof}(" in kinds or proof == "unlogged"
+            assert known, f"{proof} does not exist"
+
+
 # --- with pip-audit and cyclonedx-bom ---------------------------------------------------------------------------
 
 

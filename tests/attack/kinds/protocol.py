@@ -56,6 +56,20 @@ async def silent_connections(attacker: Attacker) -> None:
 
 
 @kind("3")
+async def silent_connections_from_everywhere(attacker: Attacker) -> None:
+    """The same from two hundred addresses: no limit by address helps alone."""
+    async with attacker.open(1_100, addresses=200) as opened:
+        await attacker.held(opened)
+
+
+@kind("3")
+async def half_heads_from_everywhere(attacker: Attacker) -> None:
+    """Half a head each, from two hundred addresses."""
+    async with attacker.open(1_100, b"POST /api/v3/custom_models HTTP/1.1\r\nHost: a\r\n", addresses=200) as opened:
+        await attacker.held(opened)
+
+
+@kind("3")
 async def connections_by_the_thousand(attacker: Attacker) -> None:
     """Connections that come and go at once."""
 
