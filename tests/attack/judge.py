@@ -205,7 +205,8 @@ async def untraced(deployment: Deployment, before: Mark, refused: Counter[int], 
     counted: dict[int, float] = defaultdict(float)
     other_counted = 0.0
     for name, value in (await deployment.metrics()).items():
-        grown = value - before.metrics.get(name, 0.0)
+        known = before.metrics.get(name, 0.0)
+        grown = value - known if value >= known else value  # a process that was started again begins at zero
         if grown <= 0 or not re.search(r"_(total|count)\b", name):
             continue
         status = re.search(r'(?:status|code)="(\d{3})"', name)

@@ -20,6 +20,7 @@ import random
 import resource
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -396,9 +397,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS)
     parser.add_argument("--keep", action="store_true", help="keep the folder with every log")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started ends with us
     for library in ("asyncpg", "asyncio", "aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    _open_enough_files()
+    open_enough_files()
     if not options.go_on:
         options.results.unlink(missing_ok=True)
     earlier = options.results.read_text().splitlines() if options.results.exists() else []
@@ -434,7 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(bool(faults))
 
 
-def _open_enough_files() -> None:
+def open_enough_files() -> None:
     """More connections than the service may have, and the suite's own."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8_192), hard))
