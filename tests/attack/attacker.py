@@ -226,24 +226,26 @@ class Kind:
         finding: the finding it stands for.
         refuses: whether the product has to refuse, and so has to leave a trace.
         attempt: makes it.
+        slices: how many slices long it is, where one is too short for it.
     """
 
     name: str
     finding: str
     refuses: bool
     attempt: Callable[[Attacker], Awaitable[None]]
+    slices: float = 1.0
 
 
 KINDS: Final[dict[str, Kind]] = {}
 
 
 def kind(
-    finding: str, *, refuses: bool = False
+    finding: str, *, refuses: bool = False, slices: float = 1.0
 ) -> Callable[[Callable[[Attacker], Awaitable[None]]], Callable[[Attacker], Awaitable[None]]]:
     """Register an attack under its function's name."""
 
     def register(attempt: Callable[[Attacker], Awaitable[None]]) -> Callable[[Attacker], Awaitable[None]]:
-        KINDS[attempt.__name__] = Kind(attempt.__name__, finding, refuses, attempt)
+        KINDS[attempt.__name__] = Kind(attempt.__name__, finding, refuses, attempt, slices)
         return attempt
 
     return register

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MOST_RATIO: Final = 3.0
 LEAST_KINDS: Final = 25
 _LARGEST_FILE: Final = 16 << 20
+_BEFORE_A_REQUEST: Final = frozenset({400, 408, 414, 431, 503})
+"""Statuses that a protocol layer answers with before there is a request."""
 _FORGED: Final = "forged line"
 
 
@@ -214,8 +216,11 @@ async def untraced(deployment: Deployment, before: Mark, refused: Counter[int], 
             counted[int(status[1])] += grown
         elif "connection" in name:
             other_counted += grown
-    missing = sum(max(0, asked - max(lines[status], round(counted[status]))) for status, asked in refused.items())
-    return missing + max(0, dropped - max(other_lines, round(other_counted)))
+    left = {status: max(0, asked - max(lines[status], round(counted[status]))) for status, asked in refused.items()}
+    # What is no request yet has no route and no status to count by: its connection is counted.
+    early = sum(count for status, count in left.items() if status in _BEFORE_A_REQUEST) + dropped
+    late = sum(count for status, count in left.items() if status not in _BEFORE_A_REQUEST)
+    return late + max(0, early - max(other_lines, round(other_counted)))
 
 
 def forged_in(path: Path) -> int:

@@ -48,6 +48,8 @@ MOST_REQUESTS: Final = 500
 AFTERMATH_S: Final = 1.0
 OVERTIME_S: Final = 5.0
 """An attempt that does not end with its slice is cut off after so long."""
+RESERVE_S: Final = 10.0
+"""For the end: to stop everything and to read what was recorded."""
 RECOVERY_S: Final = 60.0
 """Longest time for everything to answer again; liveness probes help."""
 HONEST_RATE: Final = 120
@@ -184,7 +186,7 @@ class Siege:
             elif phase == "honest":
                 await self._honest(honest_s)
             else:
-                await self._attack(kind, attack_s)
+                await self._attack(kind, attack_s * kind.slices)
             self._slices.append(Slice(phase, kind.name, begin, time.monotonic()))
 
     async def _honest(self, seconds: float) -> None:
@@ -367,9 +369,14 @@ async def attack(
             await siege.open()
             order: list[Kind] = []
             made = 0
-            while time.monotonic() - began < seconds - sum(lengths):
+            while True:
                 order = order or in_order(kinds, tally.kinds, random.Random(f"order {seed} {made}"))
-                await siege.round_of(order.pop(0), *lengths)
+                left_s = seconds - (time.monotonic() - began) - RESERVE_S
+                fitting = next((one for one in order if lengths[0] * one.slices + sum(lengths[1:]) < left_s), None)
+                if fitting is None:
+                    break
+                order.remove(fitting)
+                await siege.round_of(fitting, *lengths)
                 made += 1
                 if made % ROUNDS_IN_A_PART == 0 and not quiet:
                     await siege.count()

@@ -107,11 +107,13 @@ async def test_refusal_is_traced_by_a_log_line_or_a_counter_of_its_status(tmp_pa
     refused = Counter({401: 3, 404: 5})
     assert await untraced(deployment, before, refused, dropped=2) == 10
     with log.open("a") as more:
-        more.write('{"status": 401}\n' * 2 + "no JSON\n")
+        more.write('{"status": 401}\n' * 2 + "no JSON\n" + '{"event": "Invalid HTTP request"}\n')
     counters['requests_total{route="/a",status="404"}'] = 9.0
     counters['requests_total{route="/b",status="404"}'] = 3.0
     counters["connections_ended_total"] = 1.0
+    counters["requests_without_status_total"] = 50.0
     assert await untraced(deployment, before, refused, dropped=2) == 2, "one 401 and one connection"
+    assert await untraced(deployment, before, Counter({400: 4}), dropped=0) == 3, "a broken request has its line"
 
 
 def test_line_that_an_attacker_wrote_whole_is_forged_and_one_that_quotes_it_is_not(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from tests.attack.wire import NO_ANSWER, Client, multipart
 EVERY_S: Final = 0.08
 LOST_S: Final = 30.0
 MOST_OPEN: Final = 400
+NEW_CONNECTIONS: Final = 0.3
+"""Share of requests on a connection of their own: an API that accepts no new ones still answers on old ones."""
 SOURCE: Final = "127.0.0.2"
 _GOOD: Final = frozenset({200, 201, 202, 204, 304})
 
@@ -60,6 +62,7 @@ class Victim:
     def __init__(self, plan: dict[str, Any], samples: Path) -> None:
         self._plan = plan
         self._client = Client(plan["port"], SOURCE, plan["key"], keep=32)
+        self._newcomer = Client(plan["port"], SOURCE, plan["key"], keep=0)
         self._chance = random.Random(f"victim {plan['seed']}")
         self._samples = samples.open("a", buffering=1)
         self._tags: dict[str, str] = {}
@@ -141,9 +144,10 @@ class Victim:
 
     async def _timed(self, what: str, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Any:
         self._open += 1
+        client = self._newcomer if self._chance.random() < NEW_CONNECTIONS else self._client
         began = time.monotonic()
         try:
-            answer = await self._client.ask(method, path, body, headers, LOST_S)
+            answer = await client.ask(method, path, body, headers, LOST_S)
         finally:
             self._open -= 1
         took = time.monotonic() - began

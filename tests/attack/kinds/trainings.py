@@ -24,6 +24,18 @@ async def training_on_voices(attacker: Attacker) -> None:
     await _trained(attacker, ("WEBVTT\n\n00:00.000 --> 00:01.000\n" + "<v." * 14_000 + "\n").encode(), ".vtt")
 
 
+@kind("1", slices=12)
+async def trainings_that_stop_every_worker(attacker: Attacker) -> None:
+    """Three such runs at once and again and again: others' runs lose worker after worker, until their tries are used up."""
+    models = attacker.kept.setdefault("poisoned_models", [])
+    while len(models) < 3 and attacker.left_s:
+        models.append(await attacker.trainable(marks(160_000).encode()))
+    while attacker.left_s:
+        for model in models:
+            await attacker.start(model)
+        await asyncio.sleep(min(3.0, attacker.left_s))
+
+
 @kind("11")
 async def training_on_references(attacker: Attacker) -> None:
     """A run with a reference that no integer holds, three times as a mistake of ours."""
