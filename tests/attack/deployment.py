@@ -215,14 +215,29 @@ class Deployment:
         return found
 
 
+def trainer_program(folder: Path, tree: Path) -> Path:
+    """The hostile recipe as a program, in a folder of its own: a step may read where its program lies.
+
+    Asked with ``-c``, it is the interpreter that it will use, as a worker asks to find out what a step needs.
+    """
+    for name in ("tests/fake_trainer.py", "tests/acceptance/fake_recipe.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tree / name, folder / name)
+    shutil.copy(Path(__file__).with_name("recipe.py"), folder / "recipe.py")
+    trainer = folder / "trainer-python"
+    trainer.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\n'
+        f'exec "{sys.executable}" -IS "{folder}/recipe.py" "{tree}" "$@"\n'
+    )
+    trainer.chmod(0o755)
+    return trainer
+
+
 def environment_for(
     folder: Path, tree: Path, amqp_url: str, database_url: str, seed: int, ports: dict[str, int]
 ) -> dict[str, str]:
     """Variables of every process; an older tree ignores those that it does not know."""
-    trainer = folder / "trainer-python"
-    recipe = Path(__file__).resolve().parent / "recipe.py"
-    trainer.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{recipe}" "{tree}" "$@"\n')
-    trainer.chmod(0o755)
+    trainer = trainer_program(folder / "program", tree)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("WORKER_", "TEST_"))}
     return inherited | SETTINGS | {
         "WORKER_AMQP_URL": amqp_url,

@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-TREE = Path(sys.argv[1])
-sys.path.insert(0, str(TREE))
+sys.path[:0] = [str(Path(__file__).resolve().parent), sys.argv[1]]
 
 from tests.acceptance.fake_recipe import Recipe  # noqa: E402 - found in the tree that is attacked
 from tests.fake_trainer import Trainer  # noqa: E402
