@@ -153,10 +153,11 @@ class Deployment:
     async def new_organization(self, name: str, roles: dict[str, str]) -> Organization:
         """An organization with a key for each of some names, which have these roles."""
         made = await self.command("organization-add", name, "--max-running", str(RUNS_AT_ONCE))
-        keys = {}
-        for known_as, role in roles.items():
-            new = await self.command("key-add", known_as, "--organization", str(made["id"]), "--role", role)
-            keys[known_as] = new["key"]
+        added = [
+            self.command("key-add", known_as, "--organization", str(made["id"]), "--role", role)
+            for known_as, role in roles.items()
+        ]
+        keys = {known_as: new["key"] for known_as, new in zip(roles, await asyncio.gather(*added), strict=True)}
         self.organizations[name] = Organization(made["id"], keys)
         return self.organizations[name]
 
@@ -304,23 +305,15 @@ async def deployed(folder: Path, tree: Path, seed: int) -> AsyncIterator[Deploym
 
 
 def _end_all(deployment: Deployment) -> None:
-    """Kill what runs, and what a step of the suite's own folder left behind."""
+    """Kill what was started, and what a training left behind; the services end by themselves."""
     for process in deployment.processes:
         process.kill()
-    mark = str(deployment.folder).encode()
+    ours, services = str(deployment.folder).encode(), str(deployment.folder / "services").encode()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
-            pid = int(entry.name)
-            words = (entry / "cmdline").read_bytes()
-            ours = mark in words or mark in (entry / "environ").read_bytes()
-            if (
-                ours
-                and pid != os.getpid()
-                and b"deploy.local" not in words
-                and b"postgres" not in words
-                and b"beam" not in words
-            ):
-                os.kill(pid, signal.SIGKILL)
+            told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            if ours in told and services not in told and int(entry.name) != os.getpid():
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 __all__ = ["Deployment", "Organization", "Process", "deployed"]

@@ -228,12 +228,15 @@ class Siege:
         before, statuses = await mark(self._deployment), attacker.counted()
         attacker.extra = attacker.dropped = 0
         attacker.until = time.monotonic() + seconds
+        attempts, prepared = 0, True
         try:
             async with asyncio.timeout(seconds + OVERTIME_S):
                 while attacker.left_s and self._made(statuses) < MOST_REQUESTS:
                     await kind.attempt(attacker)
+                    attempts += 1
                 await asyncio.sleep(min(attacker.left_s, AFTERMATH_S))
         except CouldNotPrepare as refused:
+            prepared = attempts > 0
             tally.not_prepared[kind.name] = str(refused)
         except TimeoutError:
             pass
@@ -242,7 +245,8 @@ class Siege:
         answers = attacker.counted()
         answers.subtract(statuses)
         made = sum(answers.values()) + attacker.extra
-        tally.kinds[kind.name] = tally.kinds.get(kind.name, 0) + made
+        if prepared:
+            tally.kinds[kind.name] = tally.kinds.get(kind.name, 0) + made
         tally.requests += made
         self._owed += made
         recovered = await self._recover()

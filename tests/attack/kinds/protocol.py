@@ -9,7 +9,7 @@ from tests.attack.attacker import SOURCE, Attacker, kind
 from tests.attack.wire import API, NO_ANSWER, Answer, Connection
 
 
-@kind("3")
+@kind("3", refuses=True, slices=2.5)
 async def half_heads(attacker: Attacker) -> None:
     """Two hundred connections with half a head, and a header line a second."""
     async with attacker.open(200, b"GET /api/v3/caller HTTP/1.1\r\nHost: a\r\n") as opened:
@@ -48,21 +48,21 @@ async def endless_address(attacker: Attacker) -> None:
         )
 
 
-@kind("3")
+@kind("3", refuses=True)
 async def silent_connections(attacker: Attacker) -> None:
     """More connections than a service may open files, none of which says anything."""
     async with attacker.open(1_100) as opened:
         await attacker.held(opened)
 
 
-@kind("3")
+@kind("3", refuses=True)
 async def silent_connections_from_everywhere(attacker: Attacker) -> None:
     """The same from two hundred addresses: no limit by address helps alone."""
     async with attacker.open(1_100, addresses=200) as opened:
         await attacker.held(opened)
 
 
-@kind("3")
+@kind("3", refuses=True)
 async def half_heads_from_everywhere(attacker: Attacker) -> None:
     """Half a head each, from two hundred addresses."""
     async with attacker.open(1_100, b"POST /api/v3/custom_models HTTP/1.1\r\nHost: a\r\n", addresses=200) as opened:
@@ -92,7 +92,7 @@ async def bodies_a_byte_a_second(attacker: Attacker) -> None:
         await attacker.held(opened, lambda _: b" ")
 
 
-@kind("15")
+@kind("15", refuses=True, slices=2.5)
 async def upload_slots_held(attacker: Attacker) -> None:
     """As many uploads as there are slots, each a byte a second."""
     model = await attacker.model()
