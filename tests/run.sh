@@ -3,8 +3,9 @@
 # the type checker and the tests, stops everything, and looks whether anything was left running.
 #
 #   bash tests/run.sh                        what a change must pass
-#   bash tests/run.sh --all                  and what needs Chromium, Ray, Slurm, Prometheus or an S3 server, and the
-#                                            long search for inputs that make a parser slow
+#   bash tests/run.sh --all                  and what needs Chromium, Ray, Slurm, Prometheus or an S3 server, a short
+#                                            attack, the long search for inputs that make a parser slow, the list of
+#                                            components and a scan for known vulnerabilities
 #   bash tests/run.sh [--all] tests/unit -k splits    other words go to pytest (no linters then)
 #
 # TEST_AMQP_URL, TEST_MANAGEMENT_URL and TEST_DATABASE_URL (a superuser's) name running services to use instead;
@@ -15,10 +16,10 @@ cd "$root" || exit 1
 began=$SECONDS
 
 extras=(trainer api otel dev)
-marked="not (chaos or demo or browser or ray or slurm or prometheus or s3 or search)"
+marked="not (attack or chaos or demo or browser or ray or slurm or prometheus or s3 or search or supply_chain)"
 if [ "${1:-}" = --all ]; then
     shift
-    extras+=(ray s3-tests)
+    extras+=(ray s3-tests supply-chain)
     marked=""
 fi
 
@@ -123,6 +124,22 @@ if [ $# -eq 0 ]; then
     check "import contracts" "$(dirname "$python")/lint-imports"
     check "declared dependencies" "$python" -m deptry .
 fi
+# A database of vulnerabilities that cannot be reached is no failure of a change, and no clean scan either: it is said.
+scan() {
+    local from=$SECONDS code=0
+    echo "== known vulnerabilities"
+    "$python" -m deploy.local.supply_chain scan || code=$?
+    case $code in
+    0) verdicts+=("known vulnerabilities: none ($((SECONDS - from)) s)") ;;
+    3) verdicts+=("known vulnerabilities: NOT SCANNED, see above ($((SECONDS - from)) s)") ;;
+    *) verdicts+=("known vulnerabilities: FAILED ($((SECONDS - from)) s)") failed=1 ;;
+    esac
+}
+if [ -z "$marked" ] && [ $# -eq 0 ]; then
+    check "list of components (SBOM)" "$python" -m deploy.local.supply_chain sbom "$folder/sbom.json"
+    scan
+fi
+
 # A kill -9 of this script must end the tests too (the services watch it by themselves).
 leashed=()
 setpriv --pdeathsig KILL true 2>/dev/null && leashed=(setpriv --pdeathsig KILL)

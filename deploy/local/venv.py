@@ -10,19 +10,19 @@ import subprocess
 import sys
 import sysconfig
 import time
-import tomllib
 import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploy.local.cache import cache_root, digest, locked
 from deploy.local.debs import has_apt, install_pip_wheel
+from deploy.local.locked import entry, requirements
 from deploy.local.report import MissingPieceError, say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = "2"  # raise it when the way of making changes
+FORMAT = "3"  # raise it when the way of making changes
 TORCH = "2.13.0"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_S = 5.0
@@ -46,16 +46,14 @@ class Venv:
         Raises:
             MissingPieceError: pyproject.toml has no such extra.
         """
-        project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-        wanted = list(project["dependencies"])
-        for extra in extras:
-            try:
-                wanted += project["optional-dependencies"][extra]
-            except KeyError:
-                raise MissingPieceError(f"pyproject.toml has no extra named {extra!r}.") from None
+        project = root / "pyproject.toml"
+        try:
+            wanted = requirements(project, extras)
+        except KeyError as error:
+            raise MissingPieceError(f"pyproject.toml has no extra named {error}.") from None
         if not os.environ.get("WORKER_DATABASE_URL"):
-            wanted += [line for line in project["optional-dependencies"]["dev"] if line.startswith("embedded-")]
-        requirements = tuple(sorted(set(wanted)))
+            wanted += [line for line in requirements(project, ["dev"]) if line.startswith("embedded-")]
+        asked = tuple(sorted(set(wanted)))
         constraints = root / "deploy/local/constraints.txt"
         name = digest(
             FORMAT,
@@ -64,11 +62,11 @@ class Venv:
             platform.machine(),
             os.environ.get("SPEECH_WORKER_TORCH", TORCH),
             constraints.read_text() if constraints.exists() else "",
-            *requirements,
+            *asked,
         )
         return cls(
             folder=cache_root() / "venvs" / f"py{sys.version_info[0]}{sys.version_info[1]}-{name}",
-            requirements=requirements,
+            requirements=asked,
             constraints=constraints if constraints.exists() else None,
             with_torch="trainer" in extras,
         )
@@ -95,11 +93,11 @@ class Venv:
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
                 _remove_unused(self.folder.parent)
                 self._create()
-                self._pip("install", "--upgrade", "pip")  # small: without a network it ends here
+                self._upgrade_pip()  # small: without a network it ends here
                 if self.with_torch:
                     self._install_torch()
                 say("  installing the other packages …")
-                self._pip("install", *self.requirements)
+                self._pip("install", *self.requirements, locked=True)
                 self._compile()
                 self._marker.write_text(self._torch_loads() if self.with_torch else "")
             self._marker.touch()  # says when it was last used
@@ -126,8 +124,21 @@ class Venv:
             check=True,
         )
 
+    def _upgrade_pip(self) -> None:
+        """To the locked release: older ones do not look at hashes in constraints."""
+        if self.constraints is None:
+            self._pip("install", "--upgrade", "pip")
+            return
+        requirement = self.folder / "pip-requirement.txt"
+        requirement.write_text(entry(self.constraints, "pip"))
+        self._pip("install", "--upgrade", "--require-hashes", "--requirement", str(requirement))
+
     def _install_torch(self) -> None:
-        """PyTorch, the smallest build that can be had: local or configured index, PyTorch's own, plain."""
+        """PyTorch, the smallest build that can be had: local or configured index, PyTorch's own, plain.
+
+        Without the hashes of the lock, which cannot know the build. A CPU build comes alone: what it needs is locked,
+        and comes with the other packages.
+        """
         named = os.environ.get("SPEECH_WORKER_TORCH")
         if named:
             say(f"  installing PyTorch as SPEECH_WORKER_TORCH names it: {named}")
@@ -136,11 +147,11 @@ class Venv:
         say(f"  installing PyTorch {TORCH}, CPU build …")
         exact = f"torch=={TORCH}+cpu"
         if platform.system() == "Linux" and platform.machine() == "x86_64":
-            if self._pip_quietly("install", exact):
+            if self._pip_quietly("install", "--no-deps", exact):
                 return
             if _reachable(f"{PYTORCH_CPU_INDEX}/torch/"):
                 say("  not in the configured package index; taking it from PyTorch's own (about 200 MB)")
-                self._pip("install", exact, "--extra-index-url", PYTORCH_CPU_INDEX)
+                self._pip("install", "--no-deps", exact, "--extra-index-url", PYTORCH_CPU_INDEX)
                 return
             say(
                 "  no CPU build for this Python can be reached: the plain build comes with CUDA libraries "
@@ -173,8 +184,9 @@ class Venv:
             )
         return said.stdout.strip()
 
-    def _pip_command(self, *arguments: str) -> list[str]:
-        limits = ["--constraint", str(self.constraints)] if self.constraints else []
+    def _pip_command(self, *arguments: str, locked: bool = False) -> list[str]:
+        # Named, so that it holds even for a lock from which the hashes were lost.
+        limits = ["--require-hashes", "--constraint", str(self.constraints)] if locked and self.constraints else []
         switches = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
         return [
             str(self.python),
@@ -194,15 +206,19 @@ class Venv:
         command = self._pip_command(*arguments)
         return subprocess.run(command, capture_output=True, check=False, close_fds=False).returncode == 0
 
-    def _pip(self, *arguments: str) -> None:
+    def _pip(self, *arguments: str, locked: bool = False) -> None:
         """Run pip, showing what it downloads.
+
+        Args:
+            arguments: pip's own.
+            locked: install nothing whose hash is not in the constraints.
 
         Raises:
             MissingPieceError: with pip's last words.
         """
         heard: list[str] = []
         with subprocess.Popen(
-            self._pip_command(*arguments),
+            self._pip_command(*arguments, locked=locked),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

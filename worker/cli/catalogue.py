@@ -25,9 +25,12 @@ from worker.errors import DatabaseRefused
 from worker.launchers.environment import private_environment
 from worker.pipeline.importer import import_data as import_files
 from worker.settings import Settings
+from worker.storage import Storage
 from worker.storage.disk import own_folder
 
 _SOURCE = Path(__file__).parent.parent.parent
+_LARGEST_RECORD = 4_096
+"""Bytes of what says where weights came from."""
 
 
 async def add_organization(settings: Settings, options: argparse.Namespace) -> int:
@@ -56,13 +59,16 @@ async def add_base_language(settings: Settings, options: argparse.Namespace) -> 
         with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch:
             weights = Path(scratch) / "weights"
             language = [] if options.language is None else [f"--language={options.language}"]
-            arguments = (*language, options.weights, str(weights))
+            revision = options.revision or await _known_revision(settings, storage, options.key, options.weights)
+            revisions = [] if revision is None else [f"--revision={revision}"]
+            arguments = (*language, *revisions, "--", options.weights, str(weights))
             status = await _trainer_program(settings, "worker.trainer.base_weights", *arguments)
             if status:
                 return complain(f"weights {options.weights!r} were not brought in; the reason stands above")
             version = await asyncio.to_thread(tree_digest, weights)
             address = f"bases/{options.key}/{version[:16]}"
             await storage.upload_folder(weights, address)
+            fetched = await _keep_source(storage, Path(_source_key(str(weights))), address)
             general = None
             if options.general_set is not None:
                 general = await _general_set(settings, options.general_set, weights, Path(scratch))
@@ -84,14 +90,40 @@ async def add_base_language(settings: Settings, options: argparse.Namespace) -> 
     finally:
         await storage.aclose()
     said(
-        f"base language {added}: {options.key} ({options.language or 'en'}), weights {version[:16]} at {address}",
+        f"base language {added}: {options.key} ({options.language or 'en'}), weights {version[:16]} at {address}"
+        + ("" if fetched is None else f", revision {fetched} of {options.weights}"),
         json_wanted=options.json,
         id=added,
         key=options.key,
         weights=address,
         version=version,
+        revision=fetched,
     )
     return 0
+
+
+async def _keep_source(storage: Storage, record: Path, address: str) -> str | None:
+    """Write down beside the weights in storage which commit of the hub they are; the commit, None for other sources."""
+    if not record.is_file():
+        return None
+    content = record.read_bytes()
+    await storage.put_bytes(_source_key(address), content)
+    return str(json.loads(content)["revision"])
+
+
+async def _known_revision(settings: Settings, storage: Storage, key: str, source: str) -> str | None:
+    """The commit that a base language has of this source: its name means that one until another is asked for."""
+    async with stores(settings) as opened:
+        known = await opened.models.base_language_by_key(key)
+    if known is None or Path(known.weights).is_absolute() or await storage.size(_source_key(known.weights)) is None:
+        return None
+    record = json.loads(await storage.get_bytes(_source_key(known.weights), _LARGEST_RECORD))
+    return str(record["revision"]) if record.get("source") == source else None
+
+
+def _source_key(address: str) -> str:
+    """Beside the weights, on disk as in storage: in their folder it would be part of their digest."""
+    return f"{address}.source.json"
 
 
 async def _trainer_program(settings: Settings, module: str, *arguments: str, spec: str | None = None) -> int:

@@ -56,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
         help="a folder, a hub id such as openai/whisper-tiny.en, or offline:whisper-tiny.en",
     )
     add_base.add_argument(
+        "--revision",
+        help="commit, branch or tag of a hub id; default: the commit that this base language has, else today's",
+    )
+    add_base.add_argument(
         "--language", help="as Whisper spells it, such as de or yue; default: en where the weights know nothing else"
     )
     add_base.add_argument("--recipe", default="whisper")

