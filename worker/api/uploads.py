@@ -15,7 +15,7 @@ from schemas.api import UploadWanted
 from worker.api import present
 from worker.api.api import Api
 from worker.api.bodies import chunks, path_id, path_uuid, read_as
-from worker.api.contents import RefusedContent, checked_kind, checked_name
+from worker.api.contents import RefusedContent, check_size, checked_name
 from worker.api.data import add, keep, new_upload_key
 from worker.api.incoming import Arrived, Incoming, look_at, spool_folder
 from worker.api.once import once, repeated
@@ -51,11 +51,9 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     wanted, body = await read_as(request, UploadWanted)
     try:
         name = checked_name(wanted.name)
-        checked_kind(name)
+        check_size(name, wanted.bytes, api.settings.api_largest_file_bytes)
     except RefusedContent as refused:
         raise Refused(refused.code, refused.reason, errors=[("name", refused.code, refused.reason)]) from None
-    if wanted.bytes > api.settings.api_largest_file_bytes:
-        raise Refused("too_large", f"A file has at most {api.settings.api_largest_file_bytes} bytes.")
 
     async def effect(connection: Connection) -> Answer:
         await api_data.hold(connection, model["id"])
