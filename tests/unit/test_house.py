@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 from schemas.status import LEGAL_MOVES
@@ -26,6 +27,24 @@ def sources() -> list[Path]:
 def test_the_supervisor_needs_the_standard_library_only():
     names = {name.split(".")[0] for name in imports_of(ROOT / "worker/launchers/supervisor.py")}
     assert not names & {"schemas", "pydantic", "structlog", "torch"}
+
+
+def test_the_child_that_reads_texts_needs_the_standard_library_only():
+    """It starts in a moment, and what it can be made to do is little."""
+    waiting, seen, foreign = ["worker.data.text_child"], set(), set()
+    while waiting:
+        module = waiting.pop()
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        if module in seen or not path.exists():
+            continue
+        seen.add(module)
+        for name in imports_of(path):
+            if name.split(".")[0] in {"worker", "schemas"}:
+                waiting.append(name)
+            elif name.split(".")[0] not in sys.stdlib_module_names:
+                foreign.add(name)
+    assert len(seen) > 5
+    assert not foreign
 
 
 def test_the_database_and_the_code_know_the_same_legal_moves():

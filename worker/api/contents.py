@@ -70,6 +70,26 @@ def checked_kind(name: str) -> Kind:
     return kind
 
 
+def check_size(name: str, size: int, largest_bytes: int) -> None:
+    """How large a file may be, which depends on its kind.
+
+    Args:
+        name: as its owner calls it, with a known suffix.
+        size: bytes that it has, or has so far.
+        largest_bytes: of any file.
+
+    Raises:
+        RefusedContent: it is larger.
+    """
+    kind = checked_kind(name)
+    if kind != "audio":
+        most = LARGEST_MANIFEST_BYTES if kind == "manifest" else largest_transcript_bytes(name)
+        if size > most:
+            raise RefusedContent("too_large", f"A {Path(name).suffix.lower()} file has at most {most >> 20} MiB.")
+    if size > largest_bytes:
+        raise RefusedContent("too_large", f"A file has at most {largest_bytes} bytes.")
+
+
 async def look_inside(
     path: Path, name: str, longest_audio_s: float, readers: TextReaders, organization_id: int
 ) -> Content:
@@ -90,9 +110,7 @@ async def look_inside(
     if kind == "audio":
         return Content(duration_s=await asyncio.to_thread(_audio_s, path, longest_audio_s))
     size = (await asyncio.to_thread(path.stat)).st_size
-    most = LARGEST_MANIFEST_BYTES if kind == "manifest" else largest_transcript_bytes(name)
-    if size > most:
-        raise RefusedContent("too_large", f"A {_suffix(name)} file has at most {most >> 20} MiB.")
+    check_size(name, size, size)
     try:
         async with readers.turn(organization_id) as reader:
             if kind == "manifest":
@@ -103,10 +121,6 @@ async def look_inside(
             return Content()
     except TextError as error:
         raise RefusedContent(error.code, error.sentence) from None
-
-
-def _suffix(name: str) -> str:
-    return Path(name).suffix.lower()
 
 
 def _audio_s(path: Path, longest_s: float) -> float:

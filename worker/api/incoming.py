@@ -20,7 +20,15 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from worker.api.api import Api
 from worker.api.bodies import chunks
-from worker.api.contents import Content, RefusedContent, check_names, checked_kind, checked_name, look_inside
+from worker.api.contents import (
+    Content,
+    RefusedContent,
+    check_names,
+    check_size,
+    checked_kind,
+    checked_name,
+    look_inside,
+)
 from worker.api.limits import Limits, Room, room_for
 from worker.api.problems import Refused, invalid
 from worker.api.quotas import too_much
@@ -176,8 +184,10 @@ class _Spool:
         piece = data[start:end]
         if self._arriving is not None and self._file is not None:
             self._arriving.bytes += len(piece)
-            if self._arriving.bytes > self._settings.api_largest_file_bytes:
-                self._drop("too_large", f"A file has at most {self._settings.api_largest_file_bytes} bytes.")
+            try:
+                check_size(self._arriving.name, self._arriving.bytes, self._settings.api_largest_file_bytes)
+            except RefusedContent as refused:
+                self._drop(refused.code, refused.reason)
                 return
             self._file.write(piece)
             self._digest.update(piece)

@@ -15,7 +15,7 @@ from schemas.api import UploadWanted
 from worker.api import present, quotas
 from worker.api.api import Api
 from worker.api.bodies import path_id, path_uuid, read_as
-from worker.api.contents import RefusedContent, checked_kind, checked_name
+from worker.api.contents import RefusedContent, check_size, checked_name
 from worker.api.data import add, discard, kept, new_upload_key
 from worker.api.incoming import Arrived, Incoming, look_at, spool_folder, upload_chunks
 from worker.api.limits import room_for
@@ -52,7 +52,7 @@ async def create(api: Api, key: Key, request: Request) -> Response:
     wanted, body = await read_as(request, UploadWanted)
     try:
         name = checked_name(wanted.name)
-        checked_kind(name)
+        check_size(name, wanted.bytes, api.settings.api_largest_file_bytes)
     except RefusedContent as refused:
         raise Refused(refused.code, refused.reason, errors=[("name", refused.code, refused.reason)]) from None
     largest = min(api.settings.api_largest_file_bytes, api.limits.largest_request_bytes)

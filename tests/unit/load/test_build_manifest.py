@@ -244,9 +244,9 @@ async def test_a_hostile_text_costs_the_process_that_renews_leases_no_more_than_
         began = time.process_time()
         _, rows, verdicts = await model.load(tmp_path / str(size))
         seconds.append(time.process_time() - began)
-        assert rows == []
-        assert set(verdicts.values()) & {"transcript_too_long", "bad_manifest_line"}
     assert seconds[1] < 8 * max(seconds[0], 0.05)
+    assert rows == []
+    assert set(verdicts.values()) & {"transcript_too_long", "bad_manifest_line"}
 
 
 async def test_one_bad_cue_costs_one_cue_and_no_other_file(model, tmp_path):
