@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         default=3,
         ge=1,
         description="a run is ended when it has lost so many workers in a row at the same point (phase and checkpoint) "
-        "and no other run of theirs is as likely to be the cause",
+        "and no other run of theirs was as likely to be the cause",
     )
     wait_limit_s: float = Field(
         default=7 * 86_400,

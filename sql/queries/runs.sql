@@ -357,7 +357,7 @@ with owned as (
     where o.lease_expires_at < db_now()
         and (o.last_lease_expires_at < db_now() or w.seen_at > o.lease_expires_at)
 )
-select r.id, r.attempt, r.failures, r.hand_overs, r.worker_id, coalesce(r.phase, 'load') as phase,
+select r.id, r.organization_id, r.attempt, r.failures, r.hand_overs, r.worker_id, coalesce(r.phase, 'load') as phase,
     coalesce(c.steps_done, 0) as steps_done,
     case when (r.lost_in_phase, r.lost_at_steps) = (coalesce(r.phase, 'load'), coalesce(c.steps_done, 0))
         then r.worker_losses else 0 end as losses,

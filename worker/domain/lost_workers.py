@@ -11,7 +11,9 @@ did it, or whether it was any: hosts lose power, too. What is known is where eac
 The runs with the strongest evidence are the *suspects*: the loss is counted for them. All others are *bystanders*: they
 go back to the queue, charged nothing. Where one suspect is left and it has lost ``WORKER_LOST_WORKER_LIMIT``
 workers in a row at one point, the run is ended. Where several are equally suspect it takes ``SHARED`` times as many,
-since an innocent run may be among them; pauses of different lengths separate them before that.
+since an innocent run may be among them; pauses of different lengths separate them before that. Runs of one organization
+that were all in the hands of the worker's process share the blame as one: several that stop workers together would
+otherwise shield each other.
 
 A machine that dies by itself counts against the runs on it, too, because it looks the same from here. It ends none that
 gets further between two deaths, and one that does not only when three machines in a row die at the very same point.
@@ -39,6 +41,7 @@ class Orphan:
     """A run whose lease has died."""
 
     fence: Fence
+    organization_id: int
     failures: int
     hand_overs: int
     worker_id: str
@@ -60,7 +63,7 @@ def suspects_of(orphans: Sequence[Orphan]) -> list[Orphan]:
     return [orphan for orphan in orphans if _weight(orphan) == heaviest]
 
 
-def is_ended(losses: int, suspects: int, limit: int) -> bool:
+def is_ended(losses: int, suspects: Sequence[Orphan], limit: int) -> bool:
     """Whether a suspect has lost too many workers.
 
     Args:
@@ -68,7 +71,9 @@ def is_ended(losses: int, suspects: int, limit: int) -> bool:
         suspects: of this loss.
         limit: losses that end a run which is the only suspect.
     """
-    return losses >= (limit if suspects == 1 else limit * SHARED)
+    organizations = {orphan.organization_id for orphan in suspects}
+    together = len(organizations) == 1 and all(orphan.phase in OWN_PROCESS for orphan in suspects)
+    return losses >= (limit if len(suspects) == 1 or together else limit * SHARED)
 
 
 def _weight(orphan: Orphan) -> int:

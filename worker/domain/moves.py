@@ -107,7 +107,7 @@ class Moves:
         if orphan in suspects:
             losses = orphan.losses + 1
             fields |= self._counted(orphan, losses, suspects)
-            if is_ended(losses, len(suspects), self._limits.lost_workers):
+            if is_ended(losses, suspects, self._limits.lost_workers):
                 to, fields = TrainingStatus.FAILED, fields | _lost_repeatedly(orphan, losses)
             elif orphan.hand_overs + 1 > self._limits.hand_overs:
                 to, fields = self._after_failure(orphan.failures, _TOO_MANY_HAND_OVERS)

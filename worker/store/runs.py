@@ -277,6 +277,7 @@ class RunStore:
         for row in await self._database.fetch(_Q["orphans"], most):
             orphan = Orphan(
                 fence=Fence(row["id"], row["attempt"]),
+                organization_id=row["organization_id"],
                 failures=row["failures"],
                 hand_overs=row["hand_overs"],
                 worker_id=row["worker_id"],

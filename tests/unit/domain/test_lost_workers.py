@@ -16,7 +16,8 @@ LIMIT = 3
 
 
 def orphan(phase: str = "train", losses: int = 0, **changes: int) -> Orphan:
-    made = Orphan(Fence(uuid.uuid4(), 1), 0, 0, "w1", phase, 0, losses, 1.0)
+    """Of an organization of its own, unless one is named."""
+    made = Orphan(Fence(uuid.uuid4(), 1), uuid.uuid4().int, 0, 0, "w1", phase, 0, losses, 1.0)
     return replace(made, **changes)
 
 
@@ -102,10 +103,22 @@ def test_no_number_of_workers_lost_by_others_ends_a_bystander():
     assert (move.to_status, role(move)) == (2, "bystander_of_lost_worker")
 
 
+def test_runs_of_one_customer_that_stop_workers_together_do_not_shield_each_other():
+    together = [orphan("load", losses=LIMIT - 1, organization_id=1) for _ in range(3)]
+    assert [move.to_status for move in moves().of_lost_worker(together)] == [5, 5, 5]
+    with_another = [*together, orphan("load", losses=LIMIT - 1, organization_id=2)]
+    assert [move.to_status for move in moves().of_lost_worker(with_another)] == [2, 2, 2, 2]
+
+
+def test_runs_of_one_customer_on_a_dying_host_are_as_likely_innocent_as_anybodys():
+    training = [orphan("train", losses=LIMIT - 1, organization_id=1) for _ in range(8)]
+    assert {move.to_status for move in moves().of_lost_worker(training)} == {2}
+
+
 def test_a_limit_is_a_limit_for_one_suspect_and_several():
-    assert [is_ended(losses, 1, LIMIT) for losses in (1, 2, 3, 4)] == [False, False, True, True]
-    assert not is_ended(3, 2, LIMIT)
-    assert is_ended(LIMIT * SHARED, 2, LIMIT)
+    assert [is_ended(losses, [orphan()], LIMIT) for losses in (1, 2, 3, 4)] == [False, False, True, True]
+    assert not is_ended(3, [orphan(), orphan()], LIMIT)
+    assert is_ended(LIMIT * SHARED, [orphan(), orphan()], LIMIT)
 
 
 # --- over many losses ---------------------------------------------------------------------------------------------
