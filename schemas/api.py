@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from schemas.messages import LARGEST_ID
+from schemas.names import NAME_PATTERN
 from schemas.status import Gate, Phase, TrainingStatus
 from schemas.wire import Wire
 
@@ -24,11 +25,8 @@ def _whole_number(value: object) -> object:
 
 
 IdWanted = Annotated[int, Field(ge=1, le=LARGEST_ID), BeforeValidator(_whole_number)]
-Name = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"),
-]
-"""1 to 200 characters, no control characters, not only spaces."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NAME_PATTERN)]
+"""1 to 200 characters, none of them hidden, not only spaces."""
 Count = Annotated[int, Field(ge=0)]
 Verdict = Literal["waiting_for_pair", "waiting_for_run", "accepted", "rejected"]
 Split = Literal["train", "dev", "test"]

@@ -3,6 +3,8 @@
 import os
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from worker.launchers.exchange.sealed import KEY_BYTES, NotForUsError, seal, unseal
 
@@ -31,7 +33,22 @@ def test_a_letter_that_was_changed_is_refused(at: int):
         unseal(KEY, bytes(letter))
 
 
-@pytest.mark.parametrize("letter", [b"", b"short", b"{}" * 40])
+@pytest.mark.parametrize(
+    "letter", [b"", b"short", b"{}" * 40, b"\x01", b"\x01" + b"x" * 12, b"\x01" + b"x" * 40, b"\x02" + b"x" * 40]
+)
 def test_what_is_no_letter_is_refused(letter: bytes):
     with pytest.raises(NotForUsError):
         unseal(KEY, letter)
+
+
+def test_a_key_that_opens_letters_opens_nothing_when_used_without_its_purpose():
+    letter = seal(KEY, b"a signed address")
+    with pytest.raises(InvalidTag):
+        AESGCM(KEY).decrypt(letter[1:13], letter[13:], letter[:1])
+
+
+def test_a_letter_cut_short_anywhere_is_refused():
+    letter = seal(KEY, b"remaining_s: 45")
+    for length in range(len(letter)):
+        with pytest.raises(NotForUsError):
+            unseal(KEY, letter[:length])

@@ -10,7 +10,9 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
+from schemas.names import visible
 from worker.api.settings import read_api_settings
 from worker.app import storage_of
 from worker.cli.show import as_json
@@ -51,9 +53,9 @@ async def doctor(settings: Settings, options: argparse.Namespace) -> int:
         console = Console(width=None if sys.stdout.isatty() else 160)
         for finding in findings:
             mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
-            console.print(f"{mark} {finding.name}: {redacted(finding.what)}", highlight=False)
+            console.print(f"{mark} {finding.name}: {escape(visible(redacted(finding.what)))}", highlight=False)
             if finding.mend:
-                console.print(f"     → {finding.mend}", highlight=False)
+                console.print(f"     → {escape(finding.mend)}", highlight=False)
     return 0 if all(finding.ok for finding in findings) else 1
 
 

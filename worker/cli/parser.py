@@ -13,6 +13,7 @@ from worker import __version__
 from worker.cli import catalogue, doctor, entries, keys, letters, runs, serve, transcribe
 from worker.cli.show import misfit
 from worker.cli.trail import Command, Touches, Touching, audited
+from worker.cli.values import name
 from worker.errors import WorkerError
 from worker.hardening import forbid_inspection
 from worker.log import configure_log, redacted, secrets_of
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add_organization = add(
         "organization-add", catalogue.add_organization, "add a customer, or change one", Touches.CHANGES
     )
-    add_organization.add_argument("name")
+    add_organization.add_argument("name", type=name)
     add_organization.add_argument("--id", type=int)
     add_organization.add_argument("--max-running", type=int, help="most runs at once")
     add_base = add(
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         Touches.CHANGES,
     )
     add_base.add_argument("key")
-    add_base.add_argument("--name", help="default: the key")
+    add_base.add_argument("--name", type=name, help="default: the key")
     add_base.add_argument(
         "--weights",
         required=True,
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter's default"
     )
     add_model = add("model-add", catalogue.add_model, "add a custom model", Touches.CHANGES)
-    add_model.add_argument("name")
+    add_model.add_argument("name", type=name)
     add_model.add_argument("--key", help="default: made from the name")
     add_model.add_argument("--organization", type=int, required=True)
     add_model.add_argument("--base", required=True, help="key of the base language")
@@ -122,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     add("drain", runs.drain, "ask one worker to hand its runs over and end", Touches.CHANGES).add_argument("worker")
 
     add_key = add("key-add", keys.add_key, "make an API key; it is shown once", Touches.CHANGES)
-    add_key.add_argument("name")
+    add_key.add_argument("name", type=name)
     add_key.add_argument("--organization", type=int, help="not with the role operator")
     add_key.add_argument("--role", choices=("reader", "member", "owner", "operator"), default="member")
     add_key.add_argument("--days", type=float, help="valid so long; default: until it is revoked")

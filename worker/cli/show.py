@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schemas.names import visible
+
 
 def _plain(value: object) -> object:
     match value:
@@ -25,7 +27,7 @@ def _plain(value: object) -> object:
 
 def as_json(value: object) -> None:
     """One JSON value on standard output."""
-    print(json.dumps(value, default=_plain, ensure_ascii=False))
+    print(visible(json.dumps(value, default=_plain, ensure_ascii=False)))  # escapes of JSON as well
 
 
 def rows(title: str, found: Sequence[Mapping[str, Any]], columns: Iterable[str], *, json_wanted: bool) -> None:
@@ -37,13 +39,9 @@ def rows(title: str, found: Sequence[Mapping[str, Any]], columns: Iterable[str],
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in found:
-        table.add_row(*(Text("" if row[column] is None else _visible(_short(row[column]))) for column in columns))
+        # As text: a customer's name is no markup, and commands no terminal.
+        table.add_row(*(Text("" if row[column] is None else visible(_short(row[column]))) for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _visible(text: str) -> str:
-    """What customers named, on a terminal: escape sequences and direction marks are shown, not followed."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def _short(value: object) -> str:
@@ -56,17 +54,22 @@ def _short(value: object) -> str:
     return str(value)
 
 
+def visible_lines(text: str) -> str:
+    """A text of several lines as it may be shown on a terminal."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def said(message: str, *, json_wanted: bool, **facts: object) -> None:
     """One sentence, or its facts."""
     if json_wanted:
         as_json(facts)
     else:
-        print(message)
+        print(visible_lines(message))
 
 
 def complain(message: str) -> int:
     """A sentence on standard error; the exit code 1."""
-    print(message, file=sys.stderr)
+    print(visible_lines(message), file=sys.stderr)
     return 1
 
 

@@ -1,18 +1,22 @@
-"""Letters that only the holder of a key can read or write, with what a bare Python has.
+"""Letters that only the holder of a key can read or write: AES-256-GCM of the library `cryptography`.
 
-A node has the trainer's environment and no library for ciphers, so this is one: the text is covered by SHAKE-256 of
-key and nonce as a key stream, and key, nonce and covered text are authenticated by keyed BLAKE2b (encrypt, then
-authenticate). A key belongs to one start of one step, a nonce to one letter.
+A key belongs to one start of one step, a nonce to one letter. The cipher's key is derived from it for this purpose, so
+the same key used for anything else opens no letter. A letter is: version (1 byte), nonce (12), encrypted text with
+its tag (16 more bytes). Worker and nodes have to be of releases that know the same version.
 """
 
-import hashlib
-import hmac
 import os
 from typing import Final
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from worker.encryption import derived
+
 KEY_BYTES: Final = 32
-_NONCE_BYTES: Final = 24
-_TAG_BYTES: Final = 32
+_VERSION: Final = b"\x01"
+_NONCE_BYTES: Final = 12
+_PURPOSE: Final = "letters between a worker and a step"
 
 
 class NotForUsError(ValueError):
@@ -22,30 +26,23 @@ class NotForUsError(ValueError):
 def seal(key: bytes, text: bytes) -> bytes:
     """The letter."""
     nonce = os.urandom(_NONCE_BYTES)
-    covered = _covered(key, nonce, text)
-    return nonce + _tag(key, nonce + covered) + covered
+    return _VERSION + nonce + _cipher(key).encrypt(nonce, text, _VERSION)
 
 
 def unseal(key: bytes, letter: bytes) -> bytes:
     """What was sealed.
 
     Raises:
-        NotForUsError: another key sealed it, or it was changed on its way.
+        NotForUsError: another key sealed it, it was changed on its way, or another release wrote it.
     """
-    nonce, tag, covered = (
-        letter[:_NONCE_BYTES],
-        letter[_NONCE_BYTES : _NONCE_BYTES + _TAG_BYTES],
-        letter[_NONCE_BYTES + _TAG_BYTES :],
-    )
-    if not hmac.compare_digest(tag, _tag(key, nonce + covered)):
-        raise NotForUsError("sealed with another key")
-    return _covered(key, nonce, covered)
+    if letter[:1] != _VERSION:
+        raise NotForUsError("no letter of this release")
+    nonce, sealed = letter[1 : 1 + _NONCE_BYTES], letter[1 + _NONCE_BYTES :]
+    try:
+        return _cipher(key).decrypt(nonce, sealed, _VERSION)
+    except (InvalidTag, ValueError) as error:
+        raise NotForUsError("sealed with another key") from error
 
 
-def _covered(key: bytes, nonce: bytes, text: bytes) -> bytes:
-    stream = hashlib.shake_256(b"cover" + key + nonce).digest(len(text))
-    return (int.from_bytes(text, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(text), "big")
-
-
-def _tag(key: bytes, covered: bytes) -> bytes:
-    return hashlib.blake2b(covered, digest_size=_TAG_BYTES, key=key, person=b"tag").digest()
+def _cipher(key: bytes) -> AESGCM:
+    return AESGCM(derived(key, _PURPOSE, KEY_BYTES))
