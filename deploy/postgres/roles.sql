@@ -47,7 +47,7 @@ grant select, update (running, waiting, last_claimed_at) on organizations to tra
 grant select, update (running) on base_languages to training_worker;
 grant select, update (training_status, last_modified, published_version_id, data_items, data_bytes, data_ms, usable_ms)
     on custom_models to training_worker;
-grant select, update (verdict, reason_code, reason, duration_s) on training_data to training_worker;
+grant select, update (verdict, reason_code, reason, duration_s, used_s) on training_data to training_worker;
 grant select, insert, update on organization_counts to training_worker;
 grant select, update (last_modified, training_status) on model_order to training_worker;
 grant select, insert, update on training_runs to training_worker; -- a trigger keeps whose run it is and its inputs
@@ -67,13 +67,14 @@ grant select, update (running, waiting, last_claimed_at) on organizations to tra
 grant select, update (running) on base_languages to training_api;
 grant select, insert (key, name, organization_id, base_language_id),
     update (name, base_language_id, last_modified, training_status, published_version_id, data_items, data_bytes, data_ms,
-        usable_ms, deleted_at, purged_at)
+        usable_ms, data_names, upload_count, upload_bytes, deleted_at, purged_at, cleared_at)
     on custom_models to training_api;
 grant select, insert, update on organization_counts to training_api;
 grant select,
     insert (id, custom_model_id, organization_id, base_language_id, requested_at, traceparent, wanted_parameters, priority,
         wait_until),
-    update (status, sequence, waited_s, ended_at, cancel_requested_at, failure_class, failure_code, failure_reason)
+    update (status, sequence, waited_s, ended_at, cancel_requested_at, failure_class, failure_code, failure_reason,
+        report_address, erased_at)
     on training_runs to training_api;
 grant select, insert on run_transitions, outbox to training_api;
 grant select (id, organization_id, role, name, sha256, expires_at, revoked_at) on api_keys to training_api;

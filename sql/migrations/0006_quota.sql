@@ -264,8 +264,9 @@ begin
             wanted_parameters = '{}', inputs = r.inputs || '{"parameters": {}}', log_address = null, report_address = null
         where r.custom_model_id = model_id and r.ended_at is not null;
     update model_versions v set figures = '{}' where v.custom_model_id = model_id;
-    update audit_log a set detail = without_names(a.detail)
-        where a.custom_model_id = model_id and a.detail ?| array['name', 'names'];
+    update audit_log a set detail = without_names(a.detail), command = null
+        where a.custom_model_id = model_id and (a.detail ?| array['name', 'names'] or a.command is not null);
+    delete from row_splits s where s.custom_model_id = model_id;
     update custom_models m set name = 'deleted', key = 'deleted-' || gen_random_uuid() where m.id = model_id and m.name <> 'deleted';
 end
 $$;
