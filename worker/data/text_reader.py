@@ -221,6 +221,10 @@ class _Child:
         except (asyncio.IncompleteReadError, ConnectionError):
             raise _ChildLost("ended") from None
 
+    def waits(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def stop(self) -> int:
         """End it, if it has not ended by itself; its exit code."""
         self._writer.close()
@@ -267,7 +271,7 @@ class TextReader:
         request = {"task": task.name, "cpu_s": self._limits.seconds(size), "options": dict(options or {})}
         silence_s = self._limits.silence_s(size)
         async with self._turn:
-            child = self._child = self._child or await _Child.start(self._limits.memory_bytes)
+            child = self._child = await self._ready()
             sending = _send(child, request, chunks, silence_s)
             end: _End | None = None
             try:
@@ -291,6 +295,13 @@ class TextReader:
             raise TextError(code, _OUR_ERROR)
         if end.code is not None:
             raise TextError(end.code, end.sentence)
+
+    async def _ready(self) -> _Child:
+        """The child that waits for a file, or a new one where the host ended it meanwhile: no file is to blame."""
+        if self._child is not None and not self._child.waits():
+            self._child.stop()
+            self._child = None
+        return self._child or await _Child.start(self._limits.memory_bytes)
 
     async def all_of(
         self,

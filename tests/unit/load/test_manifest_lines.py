@@ -69,6 +69,10 @@ def test_a_whole_line_is_understood():
         (line(split="validation"), "not 'validation'"),
         (line(split=["train"]), "split is train, dev or test"),
         (line(text="\ud800"), "letters that do not exist"),
+        (line(split=[[[]]]), "not something else"),
+        (line(audio_filepath="a" * 4_097), "audio_filepath has 4,097 characters"),
+        (line(speaker="a" * 10_001), "speaker has 10,001 characters"),
+        (b'{"audio_filepath": "a.wav", "text": "x", "speaker": ' + b"9" * 5_000 + b"}", "not JSON"),
         (line(speaker={}), "speaker"),
     ],
 )
@@ -76,6 +80,12 @@ def test_a_bad_line_is_refused_with_the_reason(bad, why):
     with pytest.raises(LineError, match=why) as refused:
         understood(bad)
     assert refused.value.code == "bad_manifest_line"
+
+
+def test_a_line_with_the_words_of_an_hour_says_what_to_do():
+    with pytest.raises(LineError, match=r"at most 10,000\. Cut recording and transcript") as refused:
+        understood(line(text="word " * 3_000))
+    assert refused.value.code == "transcript_too_long"
 
 
 @pytest.mark.parametrize("text", ["", "  ", "-", None])
@@ -128,6 +138,15 @@ def test_a_recording_that_is_not_clear_is_not_guessed(written, code):
     with pytest.raises(LineError) as refused:
         names.find(written, "train.jsonl")
     assert refused.value.code == code
+
+
+def test_as_many_folders_are_compared_as_it_takes():
+    names = AudioNames(map(audio, ["x/one/a.wav", "y/one/a.wav", "x/two/a.wav", "a.wav", "xone/a.wav"]))
+    assert names.find("/home/bob/x/one/a.wav", "train.jsonl").name == "x/one/a.wav"
+    assert names.find("/home/bob/two/a.wav", "train.jsonl").name == "x/two/a.wav"
+    with pytest.raises(LineError, match=r"could be x/one/a\.wav or y/one/a\.wav") as refused:
+        names.find("/home/bob/one/a.wav", "train.jsonl")
+    assert refused.value.code == "ambiguous_file"
 
 
 @pytest.mark.parametrize(

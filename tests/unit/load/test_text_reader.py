@@ -115,6 +115,16 @@ async def test_a_child_that_crashes_costs_one_file(make):
     assert await said(reader) == "Hello there."
 
 
+async def test_a_child_that_the_host_ended_between_two_files_costs_none(make):
+    reader = make()
+    await said(reader)
+    first = pid_of(reader)
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert await said(reader) == "Hello there."
+    assert pid_of(reader) != first
+
+
 async def test_a_source_that_fails_is_no_fault_of_the_file(make):
     reader = make()
 

@@ -115,6 +115,48 @@ fine
     assert [cue.text for cue in cues] == ["hello there", "how are you", "fine"]
 
 
+@pytest.mark.parametrize(
+    ("cue", "said", "speaker"),
+    [
+        ("<v Ada>Hello", "Hello", "Ada"),
+        ("<v.loud.first  Ada Lovelace>Hello</v>", "Hello", "Ada Lovelace"),
+        ("<v &lt;Ada&gt;>Hello", "Hello", "<Ada>"),
+        ("<v.<v.<v Ada>Hello", "<v.<v.Hello", "Ada"),
+        ("<v Ada>Hello <v Bob>you", "Hello you", None),
+        ("<v>Hello", "Hello", None),
+        ("a &amp; b &#65; &#x42;", "a & b A B", None),
+        (f"a &#{'9' * 5000}; b &#x{'f' * 5000}; c", "a \ufffd b \ufffd c", None),
+        ("&#0000065; or &#00000065;", "A or \ufffd", None),
+    ],
+)
+def test_mark_up_and_references_are_read_as_written(cue, said, speaker):
+    [found], faults = cues_of(f"WEBVTT\n\n00:01.000 --> 00:02.000\n{cue}\n".encode())
+    assert (found.text, found.speaker, faults) == (said, speaker, [])
+
+
+def test_a_cue_that_nobody_can_say_costs_itself_only():
+    timing = "00:01.000 --> 00:02.000"
+    cues, faults = cues_of(
+        f"WEBVTT\n\n{timing}\n{'<b>' * 7000}\n\n{timing}\n{'x' * 10_001}\n\n{timing}\ngood\n".encode()
+    )
+    assert [cue.text for cue in cues] == ["good"]
+    assert [(fault.line, fault.code) for fault in faults] == [(3, "transcript_too_long"), (6, "transcript_too_long")]
+    assert faults[1].sentence == "The cue in line 6 has 10,001 characters; at most 10,000 are read."
+
+
+def test_cues_that_cannot_be_used_count_as_cues():
+    with pytest.raises(TranscriptError) as refused:
+        cues_of(b"-->\n" * 100_001)
+    assert refused.value.code == "transcript_too_large"
+
+
+def test_a_text_that_is_no_utterance_says_what_to_do():
+    assert utterance(b" \n" * 50_000 + b"a" + b" \n" * 50_000) == "a"
+    with pytest.raises(TranscriptError, match=r"has 10,001 characters; .* give a \.vtt or \.srt") as refused:
+        utterance(b"a" * 10_001)
+    assert refused.value.code == "transcript_too_long"
+
+
 def test_a_word_really_said_twice_stays_twice():
     cues, _ = cues_of(b"WEBVTT\n\n00:01.000 --> 00:02.000\nNo.\n\n00:02.000 --> 00:03.000\nNo.\n")
     assert [cue.text for cue in cues] == ["No.", "No."]
