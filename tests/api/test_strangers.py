@@ -14,7 +14,13 @@ import pytest
 
 from tests.api.raw_http import code, dribbling, everything, status, talking
 from worker.api import connections, limits
-from worker.api.connections import LARGEST_HEAD_BYTES, MOST_PIPELINED, Patience
+from worker.api.connections import (
+    LARGEST_ADDRESS_BYTES,
+    LARGEST_HEAD_BYTES,
+    MOST_HEADERS,
+    MOST_PIPELINED,
+    Patience,
+)
 from worker.api.settings import ApiSettings
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +55,21 @@ class TestHeads:
         [
             b"GET /" + b"a" * (LARGEST_HEAD_BYTES + 100) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
             GET + b"X: " + b"a" * LARGEST_HEAD_BYTES + b"\r\n\r\n",
-            GET + b"a: b\r\n" * (LARGEST_HEAD_BYTES // 6) + b"\r\n",
+            GET + b"a: b\r\n" * (LARGEST_HEAD_BYTES // 6 + 100) + b"\r\n",
+            GET + b"a: b\r\n" * MOST_HEADERS + b"\r\n",
+            b"GET /api/v3/caller?" + b"a&" * (LARGEST_ADDRESS_BYTES // 2) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         ],
-        ids=["address", "one header", "many headers"],
+        ids=["address", "one header", "many headers", "more headers than a few", "more fields than a query needs"],
     )
-    async def test_a_whole_one_above_64_kib_in_one_piece_is_refused_as_well(self, live, head):
+    async def test_a_whole_one_that_is_too_large_is_refused_as_well(self, live, head):
         async with talking(live, head) as (reader, _):
             answer = await everything(reader)
         assert (status(answer), code(answer)) == (431, "head_too_large")
+
+    async def test_the_description_that_needs_no_key_is_made_once(self, live, monkeypatch):
+        await live.client(None).get("/openapi.json")
+        monkeypatch.delattr("worker.api.app.document")
+        assert (await live.client(None).get("/openapi.json")).status_code == 200
 
     async def test_one_of_nearly_64_kib_is_answered(self, live):
         head = GET + b"X: " + b"a" * (LARGEST_HEAD_BYTES - 500) + b"\r\nConnection: close\r\n\r\n"

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from worker.api.door import PREFIX, Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
 from worker.api.limits import Limits, limits_of, raise_open_files
 from worker.api.openapi import document
+from worker.api.present import JSON, to_json
 from worker.api.problems import Refused
 from worker.api.settings import ApiSettings
 from worker.api.tidy import Tidying
@@ -177,10 +179,14 @@ def _handler(api: Api, methods: Mapping[str, Endpoint]) -> Callable[[Request], A
     return handle
 
 
-async def _openapi(request: Request) -> Response:  # noqa: ARG001 - a route
-    from worker.api.present import JSON, to_json  # noqa: PLC0415 - asked for once in a blue moon
+@cache
+def _openapi_text() -> bytes:
+    """Made once: it takes milliseconds, and whoever has no key may ask for it."""
+    return to_json(document())
 
-    return Response(to_json(document()), media_type=JSON)
+
+async def _openapi(request: Request) -> Response:  # noqa: ARG001 - a route
+    return Response(_openapi_text(), media_type=JSON)
 
 
 class _Console(StaticFiles):

@@ -19,6 +19,9 @@ from worker.api.problems import MEDIA_TYPE, Refused
 
 LARGEST_HEAD_BYTES: Final = 64 * 1024
 """Of a request's first line and headers together; also of a chunked body's extensions and trailers."""
+LARGEST_ADDRESS_BYTES: Final = 8 * 1024
+"""Of the path with its query, whose fields cost more than their bytes."""
+MOST_HEADERS: Final = 128
 MOST_PIPELINED: Final = 16
 """Requests that a client may send before the answer to the first."""
 _LOOK_S: Final = 1.0
@@ -48,9 +51,10 @@ class Patience:
 class Connections:
     """All connections of one process: how many, whose, and which of them can go when there are too many.
 
-    There are those that have not finished a head, and those that are between two requests. The oldest of the larger group
-    goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and many have
-    to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never ended for room.
+    There are those that have not finished a head, and those that are between two requests. The oldest of the larger
+    group goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and
+    many have to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never
+    ended for room.
 
     Args:
         most: connections at most.
@@ -201,8 +205,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is whole: the request begins, if it is within limits."""
-        # Less came in all than a head may have, or it is counted exactly: the rest of a read may be the body.
-        if self._unparsed > LARGEST_HEAD_BYTES and self._head_bytes() > LARGEST_HEAD_BYTES:
+        if len(self.url) > LARGEST_ADDRESS_BYTES or len(self.headers) > MOST_HEADERS or self._is_too_large():
             self._refusal = _head_too_large()
             raise httptools.HttpParserError("too large")
         if len(self.pipeline) >= MOST_PIPELINED:
@@ -288,8 +291,12 @@ class PatientProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         self.book.waits(self, idle=True)
 
-    def _head_bytes(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+    def _is_too_large(self) -> bool:
+        """Less has come than a head may have, or it is counted exactly: the rest of a read may be the body."""
+        if self._unparsed <= LARGEST_HEAD_BYTES:
+            return False
+        headers = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.url) + headers > LARGEST_HEAD_BYTES
 
     def _answer(self, refused: Refused) -> None:
         body = refused.body()
@@ -306,7 +313,11 @@ class PatientProtocol(HttpToolsProtocol):
 
 
 def _head_too_large() -> Refused:
-    return Refused("head_too_large", f"A request's head has at most {LARGEST_HEAD_BYTES} bytes.")
+    return Refused(
+        "head_too_large",
+        f"A request's head has at most {LARGEST_HEAD_BYTES} bytes and {MOST_HEADERS} headers, its address at most "
+        f"{LARGEST_ADDRESS_BYTES} bytes.",
+    )
 
 
 def protocol_for(book: Connections) -> type[PatientProtocol]:
