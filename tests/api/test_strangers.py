@@ -151,13 +151,19 @@ class TestPatience:
             await until(lambda: book.closed)
         assert book.closed == {"stalled": 1}
 
-    async def test_who_reads_slowly_but_steadily_gets_everything(self, live, customer):
-        await customer.model()
-        async with talking(live, GET + b"\r\n") as (reader, _):
-            got = b""
-            while b"\r\n\r\n" not in got:
-                got += await reader.read(16)
-        assert status(got) == 401
+    async def test_who_reads_slowly_but_steadily_gets_everything(self, live, monkeypatch):
+        """Much longer than any single patience, on a connection that is to be closed after it."""
+        monkeypatch.setattr(connections, "MOST_PIPELINED", 1_000)
+        ask = b"GET /api/v3/openapi.json HTTP/1.1\r\nHost: a\r\n"
+        async with talking(live, (ask + b"\r\n") * 99 + ask + b"Connection: close\r\n\r\n") as (reader, _writer):
+            got, began = 0, asyncio.get_running_loop().time()
+            while piece := await reader.read(1 << 16):
+                got += len(piece)
+                await asyncio.sleep(0.01)
+            assert asyncio.get_running_loop().time() - began > 2 * live.app.state.connections.patience.stalled_s
+        length = len((await live.client(None).get("/openapi.json")).content)
+        assert got > 100 * length
+        assert not live.app.state.connections.closed["stalled"]
 
 
 class TestCounts:
@@ -257,6 +263,22 @@ class TestProxies:
     def test_what_is_no_network_is_refused_at_the_start(self, wrong):
         with pytest.raises(ValueError, match="api_trusted_proxies"):
             ApiSettings(api_trusted_proxies=wrong)
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::"),
+        ("", ""),
+        ("a:b", "a:b"),
+    ],
+)
+def test_all_addresses_of_one_ipv6_network_are_one_client(address, client):
+    assert limits.client_of(address) == client
 
 
 class TestDescriptors:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.api import present
 from worker.api.access import Keyring, Limiter
-from worker.api.limits import Limits
+from worker.api.limits import Limits, client_of
 from worker.api.problems import Refused
 from worker.api.settings import ApiSettings
 from worker.errors import DatabaseAway
@@ -61,7 +61,7 @@ class Door:
         if self._clients is None:
             await self._let_in(scope, path, receive, send)
             return
-        with self._clients.place((scope["client"] or ("",))[0]) as there_is_room:
+        with self._clients.place(client_of((scope["client"] or ("",))[0])) as there_is_room:
             if there_is_room:
                 await self._let_in(scope, path, receive, send)
             else:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +74,17 @@ def limits_of(settings: ApiSettings) -> Limits:
         watchers_of_key=FairShares(2 * watchers + 2, watchers // 8),
         largest_request_bytes=min(settings.api_largest_request_bytes, max(1, room // 3)),
     )
+
+
+def client_of(address: str) -> str:
+    """Whom an address counts for: itself, but of IPv6 its first 64 bits, since one line has all that begin so."""
+    if ":" not in address:
+        return address
+    try:
+        found = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or IPv6Address(int(found) >> 64 << 64))
 
 
 def connections_for(open_files: int, settings: ApiSettings) -> int:
