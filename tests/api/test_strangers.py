@@ -14,7 +14,14 @@ import pytest
 
 from tests.api.raw_http import code, dribbling, everything, status, talking
 from worker.api import connections, limits
-from worker.api.connections import LARGEST_HEAD_BYTES, MOST_PIPELINED, Patience
+from worker.api.addresses import UNKNOWN, client_network
+from worker.api.connections import (
+    LARGEST_ADDRESS_BYTES,
+    LARGEST_HEAD_BYTES,
+    MOST_HEADERS,
+    MOST_PIPELINED,
+    Patience,
+)
 from worker.api.settings import ApiSettings
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +56,21 @@ class TestHeads:
         [
             b"GET /" + b"a" * (LARGEST_HEAD_BYTES + 100) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
             GET + b"X: " + b"a" * LARGEST_HEAD_BYTES + b"\r\n\r\n",
-            GET + b"a: b\r\n" * (LARGEST_HEAD_BYTES // 6) + b"\r\n",
+            GET + b"a: b\r\n" * (LARGEST_HEAD_BYTES // 6 + 100) + b"\r\n",
+            GET + b"a: b\r\n" * MOST_HEADERS + b"\r\n",
+            b"GET /api/v3/caller?" + b"a&" * (LARGEST_ADDRESS_BYTES // 2) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         ],
-        ids=["address", "one header", "many headers"],
+        ids=["address", "one header", "many headers", "more headers than a few", "more fields than a query needs"],
     )
-    async def test_a_whole_one_above_64_kib_in_one_piece_is_refused_as_well(self, live, head):
+    async def test_a_whole_one_that_is_too_large_is_refused_as_well(self, live, head):
         async with talking(live, head) as (reader, _):
             answer = await everything(reader)
         assert (status(answer), code(answer)) == (431, "head_too_large")
+
+    async def test_the_description_that_needs_no_key_is_made_once(self, live, monkeypatch):
+        await live.client(None).get("/openapi.json")
+        monkeypatch.delattr("worker.api.app.document")
+        assert (await live.client(None).get("/openapi.json")).status_code == 200
 
     async def test_one_of_nearly_64_kib_is_answered(self, live):
         head = GET + b"X: " + b"a" * (LARGEST_HEAD_BYTES - 500) + b"\r\nConnection: close\r\n\r\n"
@@ -138,13 +152,19 @@ class TestPatience:
             await until(lambda: book.closed)
         assert book.closed == {"stalled": 1}
 
-    async def test_who_reads_slowly_but_steadily_gets_everything(self, live, customer):
-        await customer.model()
-        async with talking(live, GET + b"\r\n") as (reader, _):
-            got = b""
-            while b"\r\n\r\n" not in got:
-                got += await reader.read(16)
-        assert status(got) == 401
+    async def test_who_reads_slowly_but_steadily_gets_everything(self, live, monkeypatch):
+        """Much longer than any single patience, on a connection that is to be closed after it."""
+        monkeypatch.setattr(connections, "MOST_PIPELINED", 1_000)
+        ask = b"GET /api/v3/openapi.json HTTP/1.1\r\nHost: a\r\n"
+        async with talking(live, (ask + b"\r\n") * 99 + ask + b"Connection: close\r\n\r\n") as (reader, _writer):
+            got, began = 0, asyncio.get_running_loop().time()
+            while piece := await reader.read(1 << 16):
+                got += len(piece)
+                await asyncio.sleep(0.01)
+            assert asyncio.get_running_loop().time() - began > 2 * live.app.state.connections.patience.stalled_s
+        length = len((await live.client(None).get("/openapi.json")).content)
+        assert got > 100 * length
+        assert not live.app.state.connections.closed["stalled"]
 
 
 class TestCounts:
@@ -244,6 +264,22 @@ class TestProxies:
     def test_what_is_no_network_is_refused_at_the_start(self, wrong):
         with pytest.raises(ValueError, match="api_trusted_proxies"):
             ApiSettings(api_trusted_proxies=wrong)
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", UNKNOWN),
+        ("a:b", UNKNOWN),
+    ],
+)
+def test_all_addresses_of_one_ipv6_network_are_one_client(address, client):
+    assert client_network(address) == client
 
 
 class TestDescriptors:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from worker.api.metrics import POOL_STATES, ApiMetrics
 from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
 from worker.api.openapi import document
 from worker.api.outward import Outward
+from worker.api.present import JSON, to_json
 from worker.api.problems import Refused
 from worker.api.registrations import Registrations
 from worker.api.request_log import RequestLog
@@ -229,10 +230,14 @@ def _handler(api: Api, methods: Mapping[str, Endpoint]) -> Callable[[Request], A
     return handle
 
 
-async def _openapi(request: Request) -> Response:  # noqa: ARG001 - a route
-    from worker.api.present import JSON, to_json  # noqa: PLC0415 - asked for once in a blue moon
+@cache
+def _openapi_text() -> bytes:
+    """Made once: it takes milliseconds, and whoever has no key may ask for it."""
+    return to_json(document())
 
-    return Response(to_json(document()), media_type=JSON)
+
+async def _openapi(request: Request) -> Response:  # noqa: ARG001 - a route
+    return Response(_openapi_text(), media_type=JSON)
 
 
 class _Console(StaticFiles):

@@ -16,10 +16,14 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from worker.api.addresses import UNKNOWN, client_network
 from worker.api.problems import MEDIA_TYPE, Refused
 
 LARGEST_HEAD_BYTES: Final = 64 * 1024
 """Of a request's first line and headers together; also of a chunked body's extensions and trailers."""
+LARGEST_ADDRESS_BYTES: Final = 8 * 1024
+"""Of the path with its query, whose fields cost more than their bytes."""
+MOST_HEADERS: Final = 128
 MOST_PIPELINED: Final = 16
 """Requests that a client may send before the answer to the first."""
 _LOOK_S: Final = 1.0
@@ -34,8 +38,8 @@ class Patience:
         idle_s: between requests.
         leftover_s: for a body that is still coming although its request is answered.
         stalled_s: in which a client takes none of an answer.
-        slow_s: in all, in which a client makes us wait before it takes more of one answer.
-        closing_s: for a connection that is being closed to take what is left.
+        slow_s: in which a client has never taken all that is written, although it takes some.
+        closing_s: for a connection that is being closed, and has taken everything.
     """
 
     head_s: float = 10.0
@@ -49,9 +53,10 @@ class Patience:
 class Connections:
     """All connections of one process: how many, whose, and which of them can go when there are too many.
 
-    There are those that have not finished a head, and those that are between two requests. The oldest of the larger group
-    goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and many have
-    to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never ended for room.
+    There are those that have not finished a head, and those that are between two requests. The oldest of the larger
+    group goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and
+    many have to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never
+    ended for room.
 
     Args:
         most: connections at most.
@@ -88,7 +93,7 @@ class Connections:
     def admit(self, new: "PatientProtocol") -> bool:
         """Count a connection; False: there is no room, because all others have a request under way."""
         same = self._of_address.get(new.address, OrderedDict())
-        if len(same) >= self._per_address and not self._is_trusted(new.address):
+        if len(same) >= self._per_address and not self._is_trusted(new):
             if not self._make_room("address", same):
                 return False
         elif len(self._all) >= self._most and not self._make_room("full", None):
@@ -153,11 +158,12 @@ class Connections:
                 self.end(connection, why)
         self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
 
-    def _is_trusted(self, address: str) -> bool:
+    def _is_trusted(self, new: "PatientProtocol") -> bool:
         try:
-            return any(ip_address(address) in network for network in self._trusted)
+            address = ip_address(new.client[0] if new.client else "")
         except ValueError:  # a Unix socket has none
             return True
+        return any(address in network for network in self._trusted)
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -173,8 +179,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._body_open = False
         self._unparsed = 0  # bytes since a head or a piece of a body was last complete
         self._refusal = Refused("malformed_request", "This is not an HTTP request.")
-        self._stalled_at: float | None = None
-        self._stalled_s = 0.0
+        self._left = 0  # bytes of answers that the client has not taken, at the last look
+        self._left_since = self._moved_at = self._since
         self._closing_at: float | None = None
 
     # -- what uvicorn and the parser call ----------------------------------------------------------------------
@@ -182,7 +188,7 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Counted, or refused where there is no room."""
         super().connection_made(transport)
-        self.address = self.client[0] if self.client else ""
+        self.address = client_network(self.client[0] if self.client else UNKNOWN)
         if not self.book.admit(self):
             self._answer(Refused("unavailable", "Too many connections.", headers={"Retry-After": "5"}))
             self.book.tell(self, "refused")
@@ -214,8 +220,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is whole: the request begins, if it is within limits."""
-        # Less came in all than a head may have, or it is counted exactly: the rest of a read may be the body.
-        if self._unparsed > LARGEST_HEAD_BYTES and self._head_bytes() > LARGEST_HEAD_BYTES:
+        if len(self.url) > LARGEST_ADDRESS_BYTES or len(self.headers) > MOST_HEADERS or self._is_too_large():
             self._refusal = _head_too_large()
             raise httptools.HttpParserError("too large")
         if len(self.pipeline) >= MOST_PIPELINED:
@@ -243,24 +248,11 @@ class PatientProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is whole, too."""
         super().on_response_complete()
-        self._stalled_s = 0.0
         if self.cycle.response_complete:  # else one of a pipeline follows
             if self._head_open or self._body_open:
                 self._now_owes()
             else:
                 self._now_idle()
-
-    def pause_writing(self) -> None:
-        """The client takes no more for now."""
-        super().pause_writing()
-        self._stalled_at = self.loop.time()
-
-    def resume_writing(self) -> None:
-        """It takes more again."""
-        super().resume_writing()
-        if self._stalled_at is not None:
-            self._stalled_s += self.loop.time() - self._stalled_at
-            self._stalled_at = None
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the reason is known better here
         """A problem document instead of uvicorn's text, and the end of the connection."""
@@ -270,22 +262,41 @@ class PatientProtocol(HttpToolsProtocol):
     # -- our own -----------------------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> str | None:
-        """Why the connection has to end, if it has."""
+        """Why the connection has to end, if it has. Called once a look."""
         patience = self.book.patience
-        if self.transport.is_closing():
-            self._closing_at = self._closing_at or now
-            return "closing" if now - self._closing_at > patience.closing_s else None
+        if self._is_stalled(now):
+            return "stalled"
+        if self._left:
+            return None
+        if self._is_closing(now):
+            return "closing" if now - (self._closing_at or now) > patience.closing_s else None
         if self.cycle is not None and not self.cycle.response_complete:
-            stalled_s = 0.0 if self._stalled_at is None else now - self._stalled_at
-            return (
-                "stalled" if stalled_s > patience.stalled_s or stalled_s + self._stalled_s > patience.slow_s else None
-            )
-        waited = now - self._since
-        if self._head_open:
-            return "head" if waited > patience.head_s else None
-        if self._body_open:
-            return "leftover" if waited > patience.leftover_s else None
-        return "idle" if waited > patience.idle_s else None
+            return None
+        why, limit_s = (
+            ("head", patience.head_s)
+            if self._head_open
+            else ("leftover", patience.leftover_s)
+            if self._body_open
+            else ("idle", patience.idle_s)
+        )
+        return why if now - self._since > limit_s else None
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether the client takes nothing of what is written, or has taken too long over it."""
+        left = self.transport.get_write_buffer_size()
+        if left != self._left:  # more only comes once some of it was taken
+            self._moved_at = now
+        if not left or not self._left:
+            self._left_since = now
+        self._left = left
+        patience = self.book.patience
+        stalled = now - self._moved_at > patience.stalled_s or now - self._left_since > patience.slow_s
+        return bool(left) and stalled
+
+    def _is_closing(self, now: float) -> bool:
+        if self._closing_at is None and self.transport.is_closing():
+            self._closing_at = now
+        return self._closing_at is not None
 
     def tell_slow(self) -> bool:
         """Answer 408 to whoever has begun a head; nobody else waits for an answer."""
@@ -302,8 +313,12 @@ class PatientProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         self.book.waits(self, idle=True)
 
-    def _head_bytes(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+    def _is_too_large(self) -> bool:
+        """Less has come than a head may have, or it is counted exactly: the rest of a read may be the body."""
+        if self._unparsed <= LARGEST_HEAD_BYTES:
+            return False
+        headers = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.url) + headers > LARGEST_HEAD_BYTES
 
     def _answer(self, refused: Refused) -> None:
         body = refused.body()
@@ -320,7 +335,11 @@ class PatientProtocol(HttpToolsProtocol):
 
 
 def _head_too_large() -> Refused:
-    return Refused("head_too_large", f"A request's head has at most {LARGEST_HEAD_BYTES} bytes.")
+    return Refused(
+        "head_too_large",
+        f"A request's head has at most {LARGEST_HEAD_BYTES} bytes and {MOST_HEADERS} headers, its address at most "
+        f"{LARGEST_ADDRESS_BYTES} bytes.",
+    )
 
 
 def protocol_for(book: Connections) -> type[PatientProtocol]:

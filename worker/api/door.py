@@ -75,7 +75,7 @@ class Door:
         if self._clients is None:
             await self._let_in(scope, path, receive, send)
             return
-        with self._clients.place((scope["client"] or ("",))[0]) as there_is_room:
+        with self._clients.place(client_network((scope["client"] or (UNKNOWN,))[0])) as there_is_room:
             if there_is_room:
                 await self._let_in(scope, path, receive, send)
             else:
