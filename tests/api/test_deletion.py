@@ -329,6 +329,18 @@ async def test_a_report_that_does_not_name_the_removed_file_stays(live, customer
     assert row["report_address"] == f"runs/{run.id}/1/export/report.html"
 
 
+async def test_after_many_removals_reports_go_without_a_search(live, customer):
+    model, _, run = await two_recordings(live, customer)
+    path = f"/custom_models/{model['id']}/data"
+    await ended(live, run)
+    made = await customer.http.post(path, files=[("f", (f"unused{n}.txt", b"words")) for n in range(21)])
+    for item in made.json()["result"]:
+        assert (await customer.http.delete(f"{path}/{item['id']}")).status_code == 204
+    await tidy(live)
+    row = await live.database.fetch_row("select report_address from training_runs")
+    assert row["report_address"] is None
+
+
 async def test_a_database_of_an_api_with_least_rights_cannot_rewrite_the_audit_trail(live):
     connection = await asyncpg.connect(live.settings.database_url.get_secret_value())
     rights = await connection.fetchval(

@@ -109,7 +109,7 @@ class ApiSettings(BaseSettings):
         default=10_000, ge=0, description="hours of audio an organization may store, likewise"
     )
     api_quota_stored_bytes: int = Field(
-        default=2 << 40,
+        default=8 << 40,
         ge=0,
         description="bytes of training data an organization may store, unfinished uploads included, likewise",
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from html import escape
 from typing import Final
 from uuid import UUID
@@ -18,6 +18,8 @@ from worker.store.tidying import Erasure, Purge, RunRead, TidyStore
 from worker.store.webhooks import WebhookStore
 
 _EVERY_S: Final = 60.0
+_LOOKED_FOR: Final = 20
+"""Removed files that reports are searched for; of more, every report goes unread: looking would take too long."""
 _LOG: Final = structlog.get_logger("api")
 
 
@@ -89,8 +91,10 @@ class Tidying:
             if not stored.key.endswith("/log.txt") and not stored.key.startswith(tuple(stays)):
                 yield stored.key
 
-    async def _names_any(self, address: str, names: Iterable[str]) -> bool:
+    async def _names_any(self, address: str, names: Collection[str]) -> bool:
         """Whether a page names one of these files, however it spells them; a name may lie across two pieces."""
+        if len(names) > _LOOKED_FOR:
+            return True
         wanted = {spelled.encode() for name in names for spelled in (name, escape(name), json.dumps(name)[1:-1])}
         longest = max(map(len, wanted))
         before = b""
