@@ -21,7 +21,8 @@ from worker.health import HealthServer
 from worker.intake.consumer import Intake
 from worker.intake.dead_letters import count as count_dead_letters
 from worker.intake.topology import declare
-from worker.metrics import Metrics
+from worker.launchers.local import LocalLauncher
+from worker.metrics import ISOLATED, Metrics
 from worker.pipeline.attempt import Attempt
 from worker.pipeline.heartbeat import Heartbeat, ProgressWriter
 from worker.pipeline.parts import Parts, Timing
@@ -93,6 +94,10 @@ class App:
         self._outbox = OutboxStore(self._database)
         self._storage = storage_of(settings)
         self._launcher = launcher_of(settings, self._storage)
+        self._isolation = self._launcher.means if isinstance(self._launcher, LocalLauncher) else None
+        if self._isolation is not None:
+            for kept_from in ISOLATED:
+                self.metrics.isolation.labels(kept_from).set(getattr(self._isolation, kept_from))
         self._heartbeat = Heartbeat(
             RunStore(self._heart_database, limits, clock.random),
             WorkerStore(self._heart_database),
@@ -216,6 +221,7 @@ class App:
             version=__version__,
             slots=self._settings.slots,
             launcher=self._settings.launcher,
+            trainers="" if self._isolation is None else str(self._isolation),
             observe_port=port,
         )
 

@@ -137,7 +137,7 @@ def _library() -> Any:
 def ruleset_of(rules: Rules, found: Means) -> int | None:
     """A Landlock ruleset's descriptor, for the caller to close; None where the kernel has no Landlock.
 
-    A path that is not there is left out: what does not exist needs no right.
+    A path that is not there, or that this user may not open, is left out: no rule could change that.
 
     Raises:
         OSError: the kernel refuses.
@@ -161,7 +161,7 @@ def ruleset_of(rules: Rules, found: Means) -> int | None:
         of_file = Fs.READ_FILE | Fs.WRITE_FILE | Fs.EXECUTE | Fs.TRUNCATE | Fs.IOCTL_DEV
         for paths, access in wanted:
             for path in paths:
-                with suppress(FileNotFoundError, NotADirectoryError):
+                with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                     ruleset.allow_path(path, access if path.is_dir() else access & of_file)
         if rules.loopback and not rules.network:
             for port in (0, *_given_ports()):

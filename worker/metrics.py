@@ -25,6 +25,9 @@ _REDUCTION_BUCKETS = (-0.2, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7
 _AUDIO_BUCKETS = (60, 300, 900, 1800, 3600, 10_800, 36_000, 108_000, 360_000)
 
 
+ISOLATED = ("files", "network", "signals")
+
+
 class Metrics:
     """Every metric of the worker. ``deploy/metrics.md`` lists them; a test compares."""
 
@@ -169,6 +172,12 @@ class Metrics:
 
     def _health(self, own: CollectorRegistry) -> None:
         """Whether this process is well."""
+        self.isolation = Gauge(
+            "training_trainer_isolation",
+            "Whether local trainers are kept from others' files, from the network, from signals to others",
+            ["kept_from"],
+            registry=own,
+        )
         self.renewals = Counter("training_lease_renewals", "Lease renewals by result", ["result"], registry=own)
         self.renewal_s = Histogram(
             "training_lease_renewal_seconds", "How long an answered renewal took", buckets=_MOMENT_BUCKETS, registry=own
@@ -206,6 +215,7 @@ class Metrics:
             (self.renewals, RENEWALS),
             (self.messages, ("accepted", "duplicate")),
             (self.files, ("accepted", "rejected")),
+            (self.isolation, ISOLATED),
             (self.rejected_files, (*REASONS, "other")),
             (self.wer, ("base", "custom")),
         ):

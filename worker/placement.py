@@ -30,6 +30,7 @@ def launcher_of(settings: Settings, storage: Storage) -> Launcher:
 
     Raises:
         ValueError: the address of the cluster is none.
+        IsolationUnavailable: trainers must be isolated, and this host cannot.
     """
     match settings.launcher:
         case "noop":
@@ -55,6 +56,9 @@ def _local(settings: Settings) -> LocalLauncher:
             devices=settings.device_list(),
             device_locks=settings.device_locks,
             added_environment={"PYTHONPATH": _SOURCE},
+            isolation=settings.trainer_isolation,
+            network=settings.trainer_network,
+            readable=settings.readable_list(),
         )
     )
 
@@ -98,5 +102,8 @@ def _remote(settings: Settings, storage: Storage, cluster: Cluster) -> RemoteLau
             threads=settings.trainer_threads or None,
             processes=settings.trainer_processes,
             added_environment={"PYTHONPATH": _SOURCE},
+            isolation=settings.trainer_isolation,
+            network=settings.trainer_network,
+            readable=settings.readable_list(),
         ),
     )

@@ -49,6 +49,17 @@ class Settings(BaseSettings):
     trainer_processes: int = Field(
         default=1, ge=1, le=64, description="processes, each with a GPU or a share of the threads, that train one model"
     )
+    trainer_isolation: Literal["required", "best_available", "none"] = Field(
+        default="best_available",
+        description="trainers reach their own files only, no network and no other process; required: no start "
+        "without; best_available: what the kernel has; none: a trainer reaches whatever the worker's user reaches",
+    )
+    trainer_network: bool = Field(
+        default=False, description="whether steps of recipes may use the network; the shipped recipe needs none"
+    )
+    trainer_readable: str = Field(
+        default="", description="further files and folders that trainers may read, separated by colons"
+    )
     devices: str = Field(
         default="",
         description="comma-separated devices of this host, one held by each step and by each process of a training; "
@@ -197,6 +208,10 @@ class Settings(BaseSettings):
     def slurm_argument_list(self) -> list[str]:
         """The arguments, one by one, as a shell would split them."""
         return shlex.split(self.slurm_arguments)
+
+    def readable_list(self) -> list[Path]:
+        """What trainers may read beside their own files, one by one."""
+        return [Path(place) for place in self.trainer_readable.split(":") if place]
 
     def device_list(self) -> list[str]:
         """The devices, one by one."""

@@ -414,16 +414,16 @@ class Conformance:
         handle = await steps.start("chatty", lines=1000)
         await handle.wait()
         lines = steps.log.read_text().splitlines()
-        assert lines[1] == "line 0 of a very chatty trainer"
+        assert "line 0 of a very chatty trainer" in lines[:3]  # after what was said of the start
         assert lines[-1] == "line 999 of a very chatty trainer"
-        assert len(lines) == 1001
+        assert sum(line.startswith("line ") for line in lines) == 1000
 
     async def test_log_keeps_beginning_and_end_within_its_limit(self, steps: Steps):
         handle = await steps.start("chatty", lines=50_000, options={"log_limit_bytes": 40_000})
         await handle.wait()
         assert steps.log.stat().st_size <= 40_000
         lines = steps.log.read_text().splitlines()
-        assert lines[1] == "line 0 of a very chatty trainer"
+        assert "line 0 of a very chatty trainer" in lines[:3]  # after what was said of the start
         assert lines[-1] == "line 49999 of a very chatty trainer"
         assert sum("left out here" in line for line in lines) == 1
 

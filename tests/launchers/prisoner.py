@@ -49,13 +49,13 @@ worker = told["worker"]
 mine, theirs = told["mine"], told["theirs"]
 TRIES = {
     "the worker's environment": lambda: read(f"/proc/{worker}/environ"),
-    "the worker's memory": lambda: Path(f"/proc/{worker}/mem").open("rb"),
+    "the worker's memory": lambda: Path(f"/proc/{worker}/mem").open("rb").close(),
     "trace the worker": lambda: called(libc.ptrace, 0x4206, worker, 0, 0),
-    "a descriptor of the worker": lambda: os.readlink(f"/proc/{worker}/fd/0"),
+    "a descriptor of the worker": lambda: Path(f"/proc/{worker}/fd/0").readlink(),
     "kill the worker": lambda: os.kill(worker, 0),
     "kill the supervisor": lambda: os.kill(os.getppid(), 0),
     "another organization's recording": lambda: read(theirs),
-    "another organization's folder": lambda: os.listdir(Path(theirs).parent),
+    "another organization's folder": lambda: next(Path(theirs).parent.iterdir()),
     "write another organization's recording": lambda: write(theirs),
     "write its own input": lambda: write(mine),
     "shorten its own input": lambda: os.truncate(mine, 0),
@@ -65,7 +65,7 @@ TRIES = {
     ),
     "a hard link to it": lambda: os.link(theirs, f"{spec['output']}/hard"),
     "secrets": lambda: read(told["secret"]),
-    "the worker's home": lambda: os.listdir(told["home"]),
+    "the worker's home": lambda: list(Path(told["home"]).iterdir()),
     "a file in the common temporary folder": lambda: write(f"/tmp/prisoner-{worker}"),
     "Postgres": lambda: tcp(told["port"]),
     "a name server": lambda: udp(told["port"]),
@@ -93,7 +93,7 @@ found = {}
 for name, do in {**TRIES, **ALLOWED}.items():
     try:
         do()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever keeps it out is the answer
         found[name] = f"refused: {error!r}"
     else:
         found[name] = "done"

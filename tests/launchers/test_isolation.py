@@ -14,9 +14,11 @@ import pytest
 from schemas.steps import Step, StepSpec
 from tests.launchers import unprivileged
 from worker import confinement
+from worker.cli import doctor
 from worker.confinement import IsolationUnavailable, Means, Rules
 from worker.launchers import step_rules
 from worker.launchers.local import LocalLauncher, LocalOptions
+from worker.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
 PRISONER = Path(__file__).parent / "prisoner.py"
@@ -38,6 +40,7 @@ from pathlib import Path
 from uuid import uuid4
 from schemas.steps import Step, StepSpec
 from worker.launchers.local import LocalLauncher, LocalOptions
+from worker.settings import Settings
 folder, options, parameters = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 if sys.argv[4] == "closed":
     from worker.hardening import forbid_inspection
@@ -126,7 +129,7 @@ def test_a_step_may_use_the_network_where_the_operator_says_so_and_still_no_othe
 
 def test_isolation_that_is_required_and_cannot_be_had_is_refused_in_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=0, seccomp=True))
-    with pytest.raises(IsolationUnavailable, match="WORKER_TRAINER_ISOLATION=required.*not isolated: files"):
+    with pytest.raises(IsolationUnavailable, match=r"WORKER_TRAINER_ISOLATION=required.*not isolated: files"):
         LocalLauncher(LocalOptions(command=("x",), scratch_root=tmp_path, isolation="required"))
 
 
@@ -183,5 +186,74 @@ def test_a_manifest_gives_its_recordings_one_by_one(tmp_path):
 @needs_landlock
 def test_a_folder_that_is_not_there_needs_no_rule_and_spoils_none(tmp_path):
     ruleset = confinement.ruleset_of(Rules(readable=[tmp_path / "gone", tmp_path]), confinement.means())
+    assert ruleset is not None
+    os.close(ruleset)
+
+
+async def test_doctor_says_what_keeps_trainers_apart():
+    (found,) = await doctor._isolation(Settings(trainer_isolation="none"))
+    assert found.ok
+    assert "not isolated: files, network, signals" in found.what
+    (found,) = await doctor._isolation(Settings())
+    assert str(confinement.means()) in found.what
+    assert bool(found.mend) is not confinement.means().enough
+
+
+async def test_doctor_complains_where_isolation_is_required_and_cannot_be_had(monkeypatch):
+    monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=3, seccomp=False))
+    (found,) = await doctor._isolation(Settings(trainer_isolation="required"))
+    assert not found.ok
+    assert "libseccomp" in found.mend
+
+
+async def test_the_first_line_of_a_steps_log_says_what_it_was_kept_from(tmp_path):
+    launcher = LocalLauncher(LocalOptions(command=(sys.executable, "-c", ""), scratch_root=tmp_path / "scratch"))
+    await (await launcher.start(spec(tmp_path), lease_s=100, log=tmp_path / "log")).wait()
+    assert (tmp_path / "log").read_text().splitlines()[0] == str(confinement.means())
+
+
+@needs_landlock
+async def test_a_step_of_several_processes_talks_over_the_loopback_and_not_to_postgres(tmp_path):
+    """The processes of one training meet at ports that the kernel gives out; services have others."""
+    program = """
+import json, socket, sys
+out = json.loads(sys.stdin.read())["output"]
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+server.accept()[0].sendall(b"met")
+said = [client.recv(3).decode()]
+for port in (5432, 5672, 80):
+    try:
+        socket.create_connection(("127.0.0.1", port), 5)
+    except OSError as error:
+        said.append(type(error).__name__)
+try:
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+except OSError as error:
+    said.append(type(error).__name__)
+open(out + "/said", "w").write(" ".join(said))
+"""
+    launcher = LocalLauncher(
+        LocalOptions(command=(sys.executable, "-c", program), scratch_root=tmp_path / "scratch", processes=2)
+    )
+    ended = await (await launcher.start(spec(tmp_path), lease_s=100, log=tmp_path / "log")).wait()
+    assert ended.exit_code == 0, ended.detail
+    # refused by a rule (PermissionError), not for want of a listener (ConnectionRefusedError)
+    assert (tmp_path / "output" / "said").read_text() == "met" + 4 * " PermissionError"
+
+
+@needs_landlock
+async def test_two_thousand_recordings_cost_a_steps_start_little(tmp_path):
+    """Counted in rules, not in seconds: one for each, and none that grows with their number."""
+    for number in range(2_000):
+        (tmp_path / f"{number}.wav").touch()
+    rows = (json.dumps({"audio": str(tmp_path / f"{number}.wav")}) + "\n" for number in range(2_000))
+    (tmp_path / "m.jsonl").write_text("".join(row for one in rows for row in (one, one)))
+    rules = step_rules.rules_of(
+        spec(tmp_path, manifest=str(tmp_path / "m.jsonl")), tmp_path, programs=(), readable=(), writable=(),
+        network=False, processes=1,
+    )  # fmt: skip
+    assert sum(path.suffix == ".wav" for path in rules.readable) == 2_000
+    ruleset = confinement.ruleset_of(rules, confinement.means())
     assert ruleset is not None
     os.close(ruleset)

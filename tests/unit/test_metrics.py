@@ -49,6 +49,7 @@ def test_no_label_can_hold_an_identifier():
         "verdict",
         "reason",
         "result",
+        "kept_from",
     }
     for name, _, labels, _ in rows():
         assert set(labels) <= allowed, name

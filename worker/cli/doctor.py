@@ -12,13 +12,19 @@ from rich.console import Console
 
 from worker.app import storage_of
 from worker.cli.show import as_json
+from worker.confinement import IsolationUnavailable
 from worker.domain.finding import Finding
 from worker.errors import DatabaseAway, DatabaseRefused, SchemaNotReady, SchemaTooNew, WorkerError
 from worker.intake.topology import check as check_broker
+from worker.launchers.step_rules import found_means
 from worker.settings import Settings
 from worker.store.migrations import check_schema
 
 _LEAST_FREE_BYTES = 5 * 2**30
+_MEND_ISOLATION = (
+    "Use a kernel with Landlock (Linux 5.13 or newer, `landlock` in /sys/kernel/security/lsm), install libseccomp "
+    "(Debian: libseccomp2), or say WORKER_TRAINER_ISOLATION=none where every customer is trusted."
+)
 
 
 async def doctor(settings: Settings, options: argparse.Namespace) -> int:
@@ -28,6 +34,7 @@ async def doctor(settings: Settings, options: argparse.Namespace) -> int:
         check_broker(settings.amqp_url.get_secret_value()),
         _storage(settings),
         _trainer(settings),
+        _isolation(settings),
         _disk(settings),
     )
     findings = [finding for group in groups for finding in group]
@@ -104,6 +111,19 @@ async def _trainer(settings: Settings) -> list[Finding]:
         last = complaint.decode(errors="replace").strip().rsplit("\n", 1)[-1]
         return [Finding("trainer", ok=False, what=last, mend=mend)]
     return [Finding("trainer", ok=True, what=out.decode().strip())]
+
+
+async def _isolation(settings: Settings) -> list[Finding]:
+    """What keeps trainers from what is not theirs. Only where nobody turned it off is less than all worth a word."""
+    if settings.launcher != "local":
+        what = f"runs through {settings.launcher}: each node takes what its own kernel has"
+        return [Finding("isolation", ok=True, what=what)]
+    try:
+        found = found_means(settings.trainer_isolation)
+    except IsolationUnavailable as error:
+        return [Finding("isolation", ok=False, what=str(error), mend=_MEND_ISOLATION)]
+    mend = "" if found.enough or settings.trainer_isolation == "none" else _MEND_ISOLATION
+    return [Finding("isolation", ok=True, what=f"trainers are {found}", mend=mend)]  # less than asked for is no fault
 
 
 async def _disk(settings: Settings) -> list[Finding]:

@@ -43,7 +43,7 @@ class Box:
     """
 
     def __init__(self, ruleset: int | None, program: bytes, told: str) -> None:
-        self.ruleset, self.program, self.told = ruleset, None if not program else _in_memory(program), told
+        self.ruleset, self.program, self.told = ruleset, _in_memory(program) if program else None, told
 
     @property
     def descriptors(self) -> list[int]:
@@ -171,7 +171,7 @@ class LocalLauncher:
             OSError: the kernel does not want to: nothing starts without what was promised.
         """
         if not (self.means.files or self.means.seccomp):
-            return Box(None, b"", "")
+            return Box(None, b"", str(self.means))
         if self._programs is None:
             self._programs = program_folders(self._options.command, environment)
         rules = rules_of(
@@ -183,7 +183,8 @@ class LocalLauncher:
             network=self._options.network,
             processes=processes,
         )
-        return Box(ruleset_of(rules, self.means), step_filter(rules, self.means), str(self.means))
+        program = step_filter(rules, self.means)  # the ruleset last: nothing may fail between it and its keeper
+        return Box(ruleset_of(rules, self.means), program, str(self.means))
 
     def _spawn(  # noqa: PLR0913 - what `start` has found out
         self,
@@ -207,6 +208,7 @@ class LocalLauncher:
             f"nice={self._options.niceness}",
             f"ruleset={-1 if box.ruleset is None else box.ruleset}",
             f"filter={-1 if box.program is None else box.program}",
+            f"isolation={box.told}",
             f"{SUPERVISED}{spec.run_id}:{spec.attempt}",
         )
         try:

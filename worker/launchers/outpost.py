@@ -22,6 +22,7 @@ import structlog
 from schemas.events import Failure, Stopped
 from schemas.failures import FailureClass
 from schemas.steps import FAILURE_EXIT_CODE, STOPPED_EXIT_CODE, StepSpec
+from worker.confinement import IsolationUnavailable
 from worker.launchers.exchange.folder import FolderExchange
 from worker.launchers.exchange.interface import EXCHANGE_AWAY, EndFacts, Grant, InputError, NodeSide, Order
 from worker.launchers.exchange.storage_node import StorageNode
@@ -52,7 +53,11 @@ class Outpost:
     async def run(self) -> None:
         """From the first question to the facts of the end."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_term)
-        launcher = LocalLauncher(self._options())
+        try:
+            launcher = LocalLauncher(self._options())
+        except IsolationUnavailable as error:  # this node's kernel has not what the operator requires
+            await self._side.end(EndFacts.of(_ended_unstarted(EndReason.NOT_STARTED, detail=str(error))))
+            return
         beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep_up())]
         ended = await self._run_step(launcher)
         await launcher.close()
@@ -156,6 +161,9 @@ class Outpost:
             processes=order.processes,
             added_environment=given | order.added_environment,
             garbage_limit=order.garbage_limit,
+            isolation=order.isolation,
+            network=order.network,
+            readable=order.readable,
         )
 
 

@@ -15,6 +15,7 @@ from worker.launchers.cluster import Cluster, Presence, Sighting
 from worker.launchers.exchange.interface import Exchange, Exchanges, Order, Question, readable_or
 from worker.launchers.interface import EndReason, LauncherUnavailable
 from worker.launchers.remote_handle import SILENT_BEATS, RemoteHandle
+from worker.launchers.step_rules import Isolation
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class RemoteOptions:
     """Over how many, on its node, the step ``train`` spreads."""
     added_environment: Mapping[str, str] = field(default_factory=dict)
     garbage_limit: int = 100
+    isolation: Isolation = "best_available"
+    """Of steps on their nodes, each of which takes what its own kernel has: see ``LocalOptions``."""
+    network: bool = False
+    readable: Sequence[Path] = ()
 
 
 _PREFIX: Final = "speech-"
@@ -170,6 +175,9 @@ class RemoteLauncher:
                 processes=options.processes,
                 added_environment=dict(options.added_environment),
                 garbage_limit=options.garbage_limit,
+                isolation=options.isolation,
+                network=options.network,
+                readable=tuple(options.readable),
             ),
             token,
         )

@@ -69,6 +69,8 @@ class Options:
         """Descriptor of the trainer's Landlock rules; -1: none."""
         self.filter = int(values["filter"])
         """Descriptor of its seccomp filter; -1: none."""
+        self.isolation = values["isolation"]
+        """What these keep from it, for whoever reads its log."""
 
 
 class _SignalEvent(ctypes.Structure):
@@ -121,6 +123,7 @@ class Supervisor:
 
     def run(self) -> None:
         """From start to the last descendant's end."""
+        self._log.write(f"{self._options.isolation}\n".encode())
         self._start()
         while not self._gone:
             self._listen()

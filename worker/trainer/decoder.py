@@ -29,7 +29,7 @@ import numpy as np
 import soundfile
 
 from worker import confinement
-from worker.hardening import confine, forbid_inspection, limit
+from worker.hardening import confine, limit
 from worker.trainer.audio import Recording, UnreadableAudioError, opened_descriptor, to_samples
 from worker.trainer.memory import keep_freed_memory
 
@@ -82,7 +82,6 @@ def _give_up_everything() -> None:
     """All limits and rules at once; what the kernel does not know is left out, and the launcher says so."""
     found = confinement.means()
     ruleset, program = confinement.ruleset_of(confinement.Rules(), found), confinement.decoder_filter(found)
-    forbid_inspection()
     for kind, most in (
         (resource.RLIMIT_CORE, 0),  # it would hold a customer's recording
         (resource.RLIMIT_FSIZE, 0),

@@ -68,6 +68,7 @@ class _Decoder:
                 pass_fds=(theirs.fileno(), memory),
                 env=_environment(),
                 cwd="/",
+                start_new_session=True,  # a SIGTERM for the step's group is the step's to answer
             )
         finally:
             theirs.close()

@@ -20,6 +20,7 @@ from schemas.events import Event
 from schemas.steps import Step, StepSpec
 from worker.errors import StorageAway, WorkerError
 from worker.launchers.interface import Ended, EndReason
+from worker.launchers.step_rules import Isolation
 
 
 class UnreadableWord(WorkerError):  # noqa: N818 - what the other side is to blame for
@@ -51,6 +52,9 @@ class Order(BaseModel):
     processes: int = 1
     added_environment: dict[str, str]
     garbage_limit: int
+    isolation: Isolation = "best_available"
+    network: bool = False
+    readable: tuple[Path, ...] = ()
 
 
 class Question(BaseModel):
