@@ -216,7 +216,7 @@ async def _refused(request: Request, error: Exception) -> Response:  # noqa: ARG
 
 async def _away(request: Request, error: Exception) -> Response:
     record = request.scope["record"]
-    _LOG.warning("away", request=record.id, path=record.path, error=str(error))
+    _LOG.warning("away", request=record.request_id, path=record.path, error=str(error))
     return unavailable().response()
 
 
@@ -230,9 +230,9 @@ async def _http_error(request: Request, error: Exception) -> Response:  # noqa: 
 
 async def _fault(request: Request, error: Exception) -> Response:
     record = request.scope["record"]
-    _LOG.error("fault", request=record.id, path=record.path, method=record.method, exc_info=error)
+    _LOG.error("fault", request=record.request_id, path=record.path, method=record.method, exc_info=error)
     answer = Refused("internal", "This should not have happened; it is logged.").response()
-    answer.headers[REQUEST_ID.decode()] = record.id
+    answer.headers[REQUEST_ID.decode()] = record.request_id
     return answer
 
 

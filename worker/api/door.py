@@ -74,7 +74,7 @@ class Door:
             await refused.response()(scope, receive, send)
             return
         except DatabaseAway as error:
-            _LOG.warning("away", request=scope["record"].id, path=scope["record"].path, error=str(error))
+            _LOG.warning("away", request=scope["record"].request_id, path=scope["record"].path, error=str(error))
             await unavailable().response()(scope, receive, send)
             return
         if now is not None:
