@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from typing import Any, Final
+from uuid import UUID
 
 import structlog
 import uvicorn
@@ -42,13 +43,15 @@ from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
 from worker.store.api_keys import KeyStore
-from worker.store.audit import AuditStore
+from worker.store.audit import AuditStore, Subject
 from worker.store.database import Database
 from worker.store.tidying import TidyStore
 from worker.store.webhooks import WebhookStore
 from worker.tracing import TracedRequests, open_tracing
 
 _LOG: Final = structlog.get_logger("api")
+_UNAUDITED: Final = frozenset({"read_log", "read_report", "base_languages", "caller"})
+"""Reads of an operator's key that its handler has written down itself, or that show nothing of a customer's."""
 _PAGE_POLICY: Final = (
     # The console shows reports in a frame, which inherits this policy: their one style sheet is allowed by its digest.
     f"default-src 'none'; script-src 'self'; style-src 'self' '{report.style_digest()}'; img-src 'self'; "
@@ -182,9 +185,18 @@ def _handler(api: Api, methods: Mapping[str, Endpoint]) -> Callable[[Request], A
     async def handle(request: Request) -> Response:
         endpoint = methods["GET" if request.method == "HEAD" else request.method]
         key = require(request.scope["key"], endpoint.right)
-        return await endpoint.handler(api, key, request)
+        answer = await endpoint.handler(api, key, request)
+        if key.organization_id is None and endpoint.method == "GET" and endpoint.name not in _UNAUDITED:
+            await api.trail.read(key, _subject(request), endpoint.name)
+        return answer
 
     return handle
+
+
+def _subject(request: Request) -> Subject:
+    """The model and run that a path names, where a handler has found them."""
+    model, run = request.path_params.get("id"), request.path_params.get("run_id")
+    return Subject(None, None if model is None else int(model), None if run is None else UUID(run))
 
 
 async def _openapi(request: Request) -> Response:  # noqa: ARG001 - a route
