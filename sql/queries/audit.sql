@@ -1,13 +1,18 @@
 -- name: audit
--- Something that somebody did, in the transaction that did it. Time and login are added by the database.
+-- Something that somebody did, in the transaction that did it. Time and login are added by the database; whose model it was,
+-- too, where the writer does not know.
 insert into audit_log (api_key_id, organization_id, action, custom_model_id, run_id, detail, address, request_id, os_user, host,
     command)
-values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::jsonb)
+values ($1, coalesce($2::bigint, (select m.organization_id from custom_models m where m.id = $4)), $3, $4::bigint, $5, $6::jsonb, $7, $8, $9,
+    $10, $11::jsonb)
 
 -- name: audit_summaries
 -- Refusals and repeated reads, summed up.
 insert into audit_log (api_key_id, organization_id, action, custom_model_id, run_id, detail, address, request_id)
-select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::uuid[], $6::jsonb[], $7::text[], $8::text[])
+select s.api_key_id, coalesce(s.organization_id, (select m.organization_id from custom_models m where m.id = s.custom_model_id)),
+    s.action, s.custom_model_id, s.run_id, s.detail, s.address, s.request_id
+from unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::uuid[], $6::jsonb[], $7::text[], $8::text[])
+    as s (api_key_id, organization_id, action, custom_model_id, run_id, detail, address, request_id)
 
 -- name: audit_page
 -- Who did what in an organization, the newest first.

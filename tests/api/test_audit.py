@@ -41,6 +41,37 @@ async def test_a_read_of_a_log_or_report_is_written_down_before_it_is_shown(live
     assert operator.id in {entry["api_key_id"] for entry in trail if entry["action"] == "read_log"}, "its owner sees it"
 
 
+async def test_whatever_an_operators_key_reads_of_a_customer_is_written_down_and_the_customer_sees_it(live, customer):
+    model, run = await run_with_log(live, customer)
+    operator = live.client((await live.key(None, "operator")).secret)
+    path = f"/custom_models/{model}"
+    for read in (
+        "/speech-to-text/models",
+        path,
+        f"{path}/data",
+        f"{path}/runs",
+        f"{path}/runs/{run}",
+        f"{path}/versions",
+    ):
+        assert (await operator.get(read)).status_code == 200
+    assert (await operator.get("/custom_models/4000000000")).status_code == 404
+    await operator.get("/caller")
+    rows = await live.database.fetch(
+        "select a.* from audit_log a join api_keys k on k.id = a.api_key_id where k.role = 'operator' order by a.id"
+    )
+    assert [row["action"] for row in rows] == [
+        "list_models", "read_model", "list_data", "list_runs", "read_run", "list_versions",
+    ]  # fmt: skip
+    assert {row["organization_id"] for row in rows[1:]} == {customer.id}
+    assert str(rows[4]["run_id"]) == run
+    seen = (await customer.http.get("/audit_log")).json()["result"]
+    assert "read_run" in {entry["action"] for entry in seen}
+    own = await live.database.fetch(
+        "select 1 from audit_log where action = 'read_model' and api_key_id = $1", customer.key.id
+    )
+    assert not own
+
+
 async def test_a_log_that_is_looked_at_all_the_time_makes_two_entries_a_minute_at_most(live, customer):
     model, run = await run_with_log(live, customer)
     for _ in range(30):

@@ -102,7 +102,6 @@ async def test_polls_leave_no_line_and_are_counted(live, customer):
     with capture_logs() as logs:
         answers = [await customer.http.get(path, headers={"If-None-Match": tag}) for _ in range(5)]
     assert {answer.status_code for answer in answers} == {304}
-    assert all(answer.headers["x-request-id"] for answer in answers)
     assert not logs
     route = "/api/v3/custom_models/{id}"
     assert counted(live, "training_api_requests_total", method="GET", route=route, status="304") == 5
@@ -200,7 +199,8 @@ async def test_a_hostile_path_reaches_the_log_as_harmless_ascii(live, customer):
 
 
 def record(address="192.0.2.1", route="/api/v3/caller", key=None):
-    made = RequestRecord("id", "GET", b"/api/v3/caller", route, address, address, b"agent", key)
+    made = RequestRecord("id", "GET", route, address, address, b"/api/v3/caller", [(b"user-agent", b"agent")])
+    made.key = key
     made.status, made.code, made.seconds = 401, "unauthorized", 0.001
     return made
 

@@ -16,14 +16,16 @@ from worker.api.metrics import ApiMetrics
 from worker.api.request_log import RequestLog, RequestRecord
 from worker.api.routes import method_of, route_of
 from worker.api.trail import Trail
-from worker.store.audit import ORIGIN, Origin
+from worker.store.audit import ORIGIN
 
 REQUEST_ID: Final = b"x-request-id"
+_FORWARDED_FOR: Final = b"x-forwarded-for"
 _ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 _PROBLEM: Final = re.compile(rb'^\{"type": "urn:speech-training:problem:([a-z_]{1,40})"')
 _PROBLEM_BYTES: Final = 120
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _FIRST_REFUSED: Final = 400
+_NOT_MODIFIED: Final = 304
 
 
 class AccessLog:
@@ -70,38 +72,29 @@ class AccessLog:
 
     def _begin(self, scope: Scope) -> RequestRecord:
         """Look at the head; the scope then names the client itself, and carries the record."""
-        agent, request_id, forwarded = b"", b"", []
-        for name, value in scope["headers"]:
-            if name == b"user-agent":
-                agent = value
-            elif name == REQUEST_ID:
-                request_id = value
-            elif name == b"x-forwarded-for":
-                forwarded.append(value)
         peer = scope["client"][0] if scope.get("client") else UNKNOWN
-        address = peer
-        if not self._proxies.trusts(peer):
-            request_id = b""
-        elif forwarded:
-            address = self._proxies.client(peer, forwarded)
-            scope["client"] = (address, 0)
-        given = (
-            request_id.decode("ascii")
-            if request_id and _ID.fullmatch(request_id)
-            else f"{self._prefix}-{next(self._numbers):x}"
-        )
+        address, request_id = peer, None
+        if self._proxies.trusts(peer):
+            address, request_id = self._forwarded(scope, peer)
         record = RequestRecord(
-            id=given,
-            method=method_of(scope["method"]),
-            raw_path=scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass"),
-            route=route_of(scope["path"]),
-            address=address,
-            peer=peer,
-            raw_agent=agent,
+            request_id or f"{self._prefix}-{next(self._numbers):x}",
+            method_of(scope["method"]),
+            route_of(scope["path"]),
+            address,
+            peer,
+            scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass"),
+            scope["headers"],
         )
         scope["record"] = record
-        ORIGIN.set(Origin(address, given))
+        ORIGIN.set(record)
         return record
+
+    def _forwarded(self, scope: Scope, peer: str) -> tuple[str, str | None]:
+        """What a trusted proxy says: the client's address, and the request's id where it gave one."""
+        address = self._proxies.client(peer, [value for name, value in scope["headers"] if name == _FORWARDED_FOR])
+        scope["client"] = (address, 0)
+        given = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+        return address, given.decode("ascii") if _ID.fullmatch(given) else None
 
 
 def _told(record: RequestRecord, send: Send) -> Send:
@@ -111,7 +104,8 @@ def _told(record: RequestRecord, send: Send) -> Send:
         if message["type"] == "http.response.start":
             record.status = message["status"]
             record.seconds = time.perf_counter() - record.began
-            message["headers"] = [*message.get("headers", ()), (REQUEST_ID, record.id.encode())]
+            if record.status != _NOT_MODIFIED:  # such a poll has no line that its id could find
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, record.request_id.encode())]
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             if record.sent == 0 and record.status is not None and record.status >= _FIRST_REFUSED:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final
+from uuid import UUID
 
 import structlog
 from fastapi import FastAPI, Request
@@ -44,7 +45,7 @@ from worker.storage import Storage
 from worker.store.api import ApiStore
 from worker.store.api_data import DataStore
 from worker.store.api_keys import KeyStore
-from worker.store.audit import AuditStore
+from worker.store.audit import AuditStore, Subject
 from worker.store.database import Database
 from worker.store.tidying import TidyStore
 from worker.store.webhooks import PURPOSE, WebhookStore
@@ -53,6 +54,8 @@ from worker.tracing import TracedRequests, open_tracing
 _LOG: Final = structlog.get_logger("api")
 _BESIDE: Final = 3
 """Database connections of what runs beside requests: webhooks and tidying."""
+_UNAUDITED: Final = frozenset({"read_log", "read_report", "base_languages", "caller"})
+"""Reads of an operator's key that its handler has written down itself, or that show nothing of a customer's."""
 _PAGE_POLICY: Final = (
     # The console shows reports in a frame, which inherits this policy: their one style sheet is allowed by its digest.
     f"default-src 'none'; script-src 'self'; style-src 'self' '{report.style_digest()}'; img-src 'self'; "
@@ -225,9 +228,18 @@ def _handler(api: Api, methods: Mapping[str, Endpoint]) -> Callable[[Request], A
     async def handle(request: Request) -> Response:
         endpoint = methods["GET" if request.method == "HEAD" else request.method]
         key = require(request.scope["key"], endpoint.right)
-        return await endpoint.handler(api, key, request)
+        answer = await endpoint.handler(api, key, request)
+        if key.organization_id is None and endpoint.method == "GET" and endpoint.name not in _UNAUDITED:
+            await api.trail.read(key, _subject(request), endpoint.name)
+        return answer
 
     return handle
+
+
+def _subject(request: Request) -> Subject:
+    """The model and run that a path names, where a handler has found them."""
+    model, run = request.path_params.get("id"), request.path_params.get("run_id")
+    return Subject(None, None if model is None else int(model), None if run is None else UUID(run))
 
 
 @cache
@@ -263,7 +275,7 @@ async def _refused(request: Request, error: Exception) -> Response:  # noqa: ARG
 
 async def _away(request: Request, error: Exception) -> Response:
     record = request.scope["record"]
-    _LOG.warning("away", request=record.id, path=record.path, error=str(error))
+    _LOG.warning("away", request=record.request_id, path=record.path, error=str(error))
     return unavailable().response()
 
 
@@ -277,9 +289,9 @@ async def _http_error(request: Request, error: Exception) -> Response:  # noqa: 
 
 async def _fault(request: Request, error: Exception) -> Response:
     record = request.scope["record"]
-    _LOG.error("fault", request=record.id, path=record.path, method=record.method, exc_info=error)
+    _LOG.error("fault", request=record.request_id, path=record.path, method=record.method, exc_info=error)
     answer = Refused("internal", "This should not have happened; it is logged.").response()
-    answer.headers[REQUEST_ID.decode()] = record.id
+    answer.headers[REQUEST_ID.decode()] = record.request_id
     return answer
 
 

@@ -155,7 +155,7 @@ def unavailable() -> Refused:
 def _refusal(scope: Scope, error: Refused | DatabaseAway) -> Refused:
     if isinstance(error, Refused):
         return error
-    _LOG.warning("away", request=scope["record"].id, path=scope["record"].path, error=str(error))
+    _LOG.warning("away", request=scope["record"].request_id, path=scope["record"].path, error=str(error))
     return unavailable()
 
 

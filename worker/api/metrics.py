@@ -126,9 +126,9 @@ class ApiMetrics:
             self.seconds.show((endpoint.method, route))
             statuses = {endpoint.status, *(KINDS[code].status for code in (*endpoint.codes, *EVERYWHERE))}
             for status in sorted(statuses | ({304} if endpoint.polled else set())):
-                self.requests.add((endpoint.method, route, str(status)), 0)
+                self.requests.add((endpoint.method, route, status), 0)
         for method in METHODS:
-            self.requests.add((method, OTHER, "404"), 0)
+            self.requests.add((method, OTHER, 404), 0)
         for code in (*KINDS, OTHER):
             self.refusals.labels(code)
         for metric, values in (
@@ -150,7 +150,7 @@ class ApiMetrics:
             seconds: until the answer began; None: there was none.
             code: of the problem, where it was refused.
         """
-        self.requests.add((method, route, NO_ANSWER if status is None else str(status)))
+        self.requests.add((method, route, NO_ANSWER if status is None else status))
         if seconds is not None:
             self.seconds.observe(seconds, (method, route))
         if code is not None:

@@ -14,8 +14,7 @@ field. The query is never logged; what looks like a key is hidden wherever it st
 import asyncio
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
@@ -25,6 +24,7 @@ from worker.api.buckets import Buckets
 from worker.api.metrics import ApiMetrics
 from worker.api.routes import PREFIX
 from worker.store.api_keys import Key
+from worker.store.audit import Origin
 
 _LOG: Final = structlog.get_logger("api.request")
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -53,12 +53,14 @@ _FLUSH_S: Final = 1.0
 OTHERS: Final = "others"
 
 
-@dataclass(slots=True)
-class RequestRecord:
-    """A request and what became of it; travels in the ASGI scope as ``record``.
+class RequestRecord(Origin):
+    """A request and what became of it; travels in the ASGI scope as ``record``, and is the origin of its audit entries.
+
+    A plain class whose defaults are the class's: every poll makes one.
 
     Attributes:
-        route: the template, one of ``worker.api.routes.ROUTES``.
+        method: one of ``METHODS`` or other.
+        route: the template, one of ``ROUTES``.
         address: the client's, behind trusted proxies.
         peer: the other end of the connection.
         key: None until the caller is known.
@@ -69,25 +71,43 @@ class RequestRecord:
         sent: bytes of the answer's body.
     """
 
-    id: str
-    method: str
-    raw_path: bytes
-    route: str
+    request_id: str
     address: str
-    peer: str
-    raw_agent: bytes
     key: Key | None = None
     status: int | None = None
     code: str | None = None
     seconds: float | None = None
-    received: int = 0
-    sent: int = 0
-    began: float = field(default_factory=time.perf_counter)
+    received = 0
+    sent = 0
+
+    def __init__(  # noqa: PLR0913 - what a head tells
+        self,
+        request_id: str,
+        method: str,
+        route: str,
+        address: str,
+        peer: str,
+        raw_path: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+    ) -> None:
+        self.request_id = request_id
+        self.method = method
+        self.route = route
+        self.address = address
+        self.peer = peer
+        self._raw_path = raw_path
+        self._headers = headers
+        self.began = time.perf_counter()
 
     @property
     def path(self) -> str:
         """As it was sent, without the query, fit for a log line."""
-        return shown(self.raw_path)
+        return shown(self._raw_path)
+
+    @property
+    def agent(self) -> str:
+        """What the client calls itself, fit for a log line."""
+        return shown(next((value for name, value in self._headers if name == b"user-agent"), b""), _AGENT_SHOWN)
 
 
 def shown(text: str | bytes, longest: int = _SHOWN) -> str:
@@ -155,7 +175,7 @@ class RequestLog:
         key = record.key
         _LOG.info(
             "request",
-            request=record.id,
+            request=record.request_id,
             key=None if key is None else key.id,
             organization=None if key is None else key.organization_id,
             role=None if key is None else key.role,
@@ -169,7 +189,7 @@ class RequestLog:
             ms=round((time.perf_counter() - record.began) * 1000, 1),
             address=record.address,
             proxy=None if record.peer == record.address else record.peer,
-            agent=shown(record.raw_agent, _AGENT_SHOWN),
+            agent=record.agent,
         )
 
     async def run(self) -> None:

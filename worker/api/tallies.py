@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 INFINITY: Final = float("inf")
-Labels = tuple[str, ...]
+Labels = tuple[str | int, ...]
 
 
 class Tally(Collector):
@@ -39,7 +39,7 @@ class Tally(Collector):
         """For the registry."""
         family = CounterMetricFamily(self._name, self._told, labels=self._labels)
         for labels, count in self.counts.items():
-            family.add_metric(labels, count)
+            family.add_metric([str(label) for label in labels], count)
         yield family
 
 
@@ -84,5 +84,5 @@ class Times(Collector):
             for bound, count in zip([*self._bounds, INFINITY], series[:-1], strict=True):
                 cumulated += count
                 buckets.append((str(floatToGoString(bound)), cumulated))  # type: ignore[no-untyped-call]
-            family.add_metric(labels, buckets, series[-1])
+            family.add_metric([str(label) for label in labels], buckets, series[-1])
         yield family

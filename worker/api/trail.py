@@ -77,7 +77,7 @@ class _Refusals:
         }
         organization = None if key is None else key.organization_id
         key_id = None if key is None else key.id
-        return Summary(key_id, Subject(organization), "refused", detail, self.first.address, self.first.id)
+        return Summary(key_id, Subject(organization), "refused", detail, self.first.address, self.first.request_id)
 
 
 def _count(counter: Counter[str], name: str, count: int = 1) -> None:

@@ -21,7 +21,7 @@ _AT_ONCE: Final = 10_000
 _PAGE: Final = 1_000
 
 
-@dataclass(slots=True)
+@dataclass
 class Origin:
     """Where something comes from. Never changed; not frozen, since each poll makes one and freezing costs time.
 
