@@ -340,7 +340,13 @@ class App:
 
 
 def storage_of(settings: Settings) -> Storage:
-    """The storage that the settings name."""
+    """The storage that the settings name.
+
+    Raises:
+        StorageRefused: the folder for what is fetched belongs to somebody else.
+    """
+    if not settings.storage_url.startswith("file:"):
+        own_folder(settings.cache, "WORKER_CACHE", settings.mask)
     return open_storage(
         settings.storage_url,
         StorageOptions(

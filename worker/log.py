@@ -5,6 +5,7 @@ it stands; what stands where addresses have a user and a password; what follows 
 signature's name. Rather too much is hidden than too little.
 """
 
+import json
 import logging
 import re
 import sys
@@ -96,11 +97,13 @@ def secrets_of(settings: BaseModel) -> set[str]:
     found: set[str] = set()
     for name in type(settings).model_fields:
         value = getattr(settings, name)
+        if isinstance(value, dict):  # options of a library: some are secrets, by their names
+            found |= {str(held) for option, held in value.items() if _secret(option, held)}
         if not isinstance(value, SecretStr):
             continue
         secret = value.get_secret_value()
         if "://" not in secret:
-            found |= {secret, *secret.replace(",", " ").split()}
+            found |= {secret} | _words(secret)
             continue
         try:
             password = urlsplit(secret).password
@@ -110,6 +113,18 @@ def secrets_of(settings: BaseModel) -> set[str]:
         inner = secret.partition("://")[2].rpartition("@")[0].partition(":")[2]
         found |= {text for one in (password, inner) if one for text in (one, unquote(one))}
     return found
+
+
+def _words(secret: str) -> set[str]:
+    """The secrets in a secret that holds several: keys in a row, or the values of a JSON object."""
+    try:
+        held = json.loads(secret)
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        return set(secret.replace(",", " ").split())
+    values = {value for value in held.values() if isinstance(value, str)}
+    return values | {value.rpartition(" ")[2] for value in values}  # "Bearer …"
 
 
 _REDACTION: list[Redaction] = [Redaction()]

@@ -291,7 +291,7 @@ export interface Webhook {
   id: number;
   url: string;
   created: string;
-  /** shown once, when the webhook is made; signs every delivery */
+  /** shown once, in the first answer when the webhook is made; null ever after, in the answer to a repeat with the same Idempotency-Key as well: delete the webhook and make another where it was lost. Signs every delivery */
   secret: string | null;
 }
 

@@ -205,9 +205,8 @@ class TestLimits:
 async def test_bytes_without_an_owner_are_removed_and_a_deleted_model_leaves_nothing(live, customer):
     model = await customer.trainable_model()
     await live.storage.put_bytes("runs/00000000-0000-4000-8000-000000000000/manifest.jsonl", b"x")
-    tidying = Tidying(
-        TidyStore(live.database), live.storage, live.app.state.api.webhooks, live.app.state.api.encryption
-    )
+    api = live.app.state.api
+    tidying = Tidying(TidyStore(api.database), live.storage, api.webhooks, api.encryption)
     await customer.feed(model["id"], seconds=62)
     assert len(stored(live)) == 4
     await live.database.execute("update removals set created_at = now() - interval '2 hours'")

@@ -97,7 +97,9 @@ async def test_webhooks_of_another_organization_are_404(live, customer, stranger
     from worker.store import webhooks  # noqa: PLC0415
 
     async with live.database.transaction() as connection:
-        hook = await webhooks.create(connection, stranger.id, "https://example.com/", "whsec_eA==")
+        hook = await webhooks.create(
+            connection, stranger.id, "https://example.com/", "whsec_eA==", live.app.state.api.encryption
+        )
     for method, path in (("DELETE", ""), ("POST", "/test"), ("GET", "/deliveries")):
         answers = [await customer.http.request(method, f"/webhooks/{one}{path}") for one in (hook["id"], NOBODY)]
         assert [answer.status_code for answer in answers] == [404, 404]

@@ -123,6 +123,17 @@ def test_no_secret_is_in_the_environment_or_in_the_manifests():
     assert not [found for found in built("base") if found["kind"] == "Secret"]
 
 
+def test_files_of_secrets_are_for_the_programs_group_alone():
+    seen = 0
+    for name, pod in pods():
+        for volume in pod["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["defaultMode"] == 0o440, name
+                assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"], name
+                seen += 1
+    assert seen >= 3
+
+
 def test_every_pod_is_covered_by_a_network_policy_and_a_disruption_budget():
     policies = [found for found in built("base") if found["kind"] == "NetworkPolicy"]
     assert any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from importlib.resources import files
 
@@ -146,3 +147,36 @@ async def test_what_customers_had_before_quotas_existed_is_counted(empty_databas
         assert {name: left[name] for name in expected} == dict.fromkeys(expected, 0) | {"models": 2}
     finally:
         await connection.close()
+
+
+async def test_secrets_that_an_earlier_release_kept_end_with_their_webhook_and_in_kept_answers(
+    empty_database_url: str,
+) -> None:
+    await migrate(empty_database_url, upto=6)
+    connection = await asyncpg.connect(empty_database_url)
+    await connection.execute("insert into organizations (id, name) values (1, 'o')")
+    await connection.execute(
+        "insert into webhooks (organization_id, url, secret, disabled_at) values (1, 'a', 'whsec_ended', now()),"
+        " (1, 'b', 'whsec_used', null)"
+    )
+    key = await connection.fetchval(
+        "insert into api_keys (organization_id, role, name, sha256, prefix) values (1, 'owner', 'k', sha256('k'), 'k') returning id"
+    )
+    answers = [
+        ("POST", "/api/v3/webhooks", 201, b'{"id":1,"url":"a","secret":"whsec_kept"}'),
+        ("POST", "/api/v3/webhooks", 422, b"no json"),
+        ("POST", "/api/v3/custom_models", 201, b'{"id":1}'),
+    ]
+    for n, (method, path, status, answer) in enumerate(answers):
+        await connection.execute(
+            "insert into idempotency_keys (api_key_id, method, path, key, body_sha256, status, answer)"
+            " values ($1, $2, $3, $4, '', $5, $6)",
+            key, method, path, str(n), status, answer,
+        )  # fmt: skip
+    await migrate(empty_database_url)
+    kept = await connection.fetch("select answer from idempotency_keys order by key")
+    hooks = await connection.fetch("select secret from webhooks order by id")
+    await connection.close()
+    assert json.loads(kept[0]["answer"]) == {"id": 1, "url": "a", "secret": None}
+    assert [row["answer"] for row in kept[1:]] == [answers[1][3], answers[2][3]]
+    assert [row["secret"] for row in hooks] == [None, "whsec_used"]

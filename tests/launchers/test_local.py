@@ -29,6 +29,7 @@ from worker.errors import StepFailed
 from worker.launchers import local, processes
 from worker.launchers.interface import EndReason, LauncherUnavailable
 from worker.launchers.local import LocalLauncher, LocalOptions
+from worker.launchers.local_handle import LocalHandle
 from worker.launchers.verdict import StepDone, classify
 
 
@@ -280,3 +281,16 @@ supervisor.main()
 
 def test_mark_has_one_name():
     assert processes.ATTEMPT_MARK == ATTEMPT_MARK
+
+
+async def test_a_log_that_its_step_swapped_for_a_link_shows_the_customer_nothing(tmp_path: Path):
+    """The end of the log goes into what the customer reads of a failure; the link leads to what the worker can read."""
+    secret = tmp_path / "secret"
+    secret.write_text("the worker's own")
+    handle = object.__new__(LocalHandle)
+    handle._log_path = tmp_path / "log.txt"
+    handle._log_path.write_text("said by the step")
+    assert handle._last_output() == "said by the step"
+    handle._log_path.unlink()
+    handle._log_path.symlink_to(secret)
+    assert handle._last_output() == ""

@@ -25,7 +25,7 @@ def test_nothing_of_the_text_shows_and_no_two_letters_are_alike():
     assert not [letter for letter in letters if b"signed" in letter]
 
 
-@pytest.mark.parametrize("at", [0, 30, 60, -1])
+@pytest.mark.parametrize("at", [0, 5, 20, -1])
 def test_a_letter_that_was_changed_is_refused(at: int):
     letter = bytearray(seal(KEY, b"remaining_s: 45"))
     letter[at] ^= 1

@@ -59,6 +59,16 @@ def test_a_password_with_spaces_is_hidden_too():
     assert "horse" not in Redaction(secrets_of(settings)).text("no user 'correct horse battery' there")
 
 
+def test_secrets_inside_of_settings_are_hidden_each():
+    settings = Settings(
+        ray_headers=SecretStr('{"Authorization": "Bearer tokentoken", "X-Team": "teamteam"}'),
+        storage_options={"azure_storage_account_key": "accountkey", "azure_container_name": "recordings"},
+    )
+    redaction = Redaction(secrets_of(settings))
+    found = redaction.text('it said tokentoken, teamteam and accountkey of recordings, {"Authorization":')
+    assert found == f'it said {HIDDEN}, {HIDDEN} and {HIDDEN} of recordings, {{"Authorization":'
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -17,6 +17,7 @@ from worker.launchers.event_stream import EventStream
 from worker.launchers.interface import Ended, EndReason
 from worker.launchers.strays import stop_marked
 from worker.launchers.supervisor import now
+from worker.storage.beneath import open_plain
 
 _log = structlog.get_logger()
 
@@ -54,7 +55,7 @@ class Wires:
                 content = content[os.write(spec_file, content) :]
             os.lseek(spec_file, 0, os.SEEK_SET)
             log.parent.mkdir(parents=True, exist_ok=True)
-            log_file = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            log_file = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             opened.append(log_file)
             for _ in range(3):
                 opened += os.pipe2(os.O_CLOEXEC)
@@ -275,7 +276,8 @@ class LocalHandle:
         )
 
     def _last_output(self) -> str:
-        with suppress(OSError), self._log_path.open("rb") as log:
+        # No link that the step may have put there is followed: this goes into what the customer reads.
+        with suppress(OSError, ValueError), open_plain(self._log_path) as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _DETAIL_BYTES))
             return log.read().decode(errors="replace").strip()
         return ""

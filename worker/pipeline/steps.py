@@ -247,7 +247,10 @@ async def _stored(attempt: Attempt, parts: Parts, spec: StepSpec, result: events
     folder = Path(spec.output)
     await asyncio.to_thread(_leave_artifacts_only, folder, result)
     address = f"runs/{spec.run_id}/{attempt.run.attempt}/{spec.step.value}"
-    stored = await parts.storage.upload_folder(folder, address)
+    try:
+        stored = await parts.storage.upload_folder(folder, address)
+    except ValueError as error:  # something came in between that is no file
+        raise _differs(str(error)) from error
     if {file.path: file.sha256 for file in stored} != {artifact.path: artifact.sha256 for artifact in result.artifacts}:
         raise _differs("the digests of its artifacts")
     return address
