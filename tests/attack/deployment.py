@@ -173,7 +173,7 @@ class Deployment:
             return False
         if process is self.api:
             client = Client(self.api_port, "127.0.0.9", None, keep=0)
-            return (await client.ask("GET", "/caller", timeout_s=within_s)).status == 401
+            return (await client.ask("GET", "/caller", timeout_s=within_s)).status in (401, 429)
         client = Client(int(process.environment["WORKER_OBSERVE_PORT"]), "127.0.0.1", None, keep=0)
         return (await client.ask("GET", "/healthz", timeout_s=within_s, root="")).status == 200
 

@@ -171,20 +171,20 @@ class Tally:
 
 
 @dataclass
-class Mark:
+class RecordsAt:
     """Where the API's records stood at some moment."""
 
     log_bytes: int
     metrics: dict[str, float]
 
 
-async def mark(deployment: Deployment) -> Mark:
+async def records_at(deployment: Deployment) -> RecordsAt:
     """Where the API's log and its counters stand."""
     log = deployment.api.log
-    return Mark(log.stat().st_size if log.exists() else 0, await deployment.metrics())
+    return RecordsAt(log.stat().st_size if log.exists() else 0, await deployment.metrics())
 
 
-async def untraced(deployment: Deployment, before: Mark, refused: Counter[int], dropped: int) -> int:
+async def untraced(deployment: Deployment, before: RecordsAt, refused: Counter[int], dropped: int) -> int:
     """Refused requests since then that left neither a log line nor a counted metric.
 
     Args:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.attack.attacker import KINDS, SETUP_SOURCE, SOURCE, Attacker, CouldNotPrepare, Kind
 from tests.attack.deployment import ROOT, Deployment, deployed
-from tests.attack.judge import Leaks, Slice, Tally, forged_in, mark, untraced, what_became_of_trainings
+from tests.attack.judge import Leaks, Slice, Tally, forged_in, records_at, untraced, what_became_of_trainings
 from tests.attack.victim import recording
 from tests.attack.wire import API, Client, multipart
 
@@ -58,7 +58,7 @@ ROUNDS_IN_A_PART: Final = 16
 DEFAULT_RESULTS: Final = Path(tempfile.gettempdir()) / "speech-training-attack.jsonl"
 
 
-class Siege:
+class AttackRun:
     """One deployment under attack.
 
     Args:
@@ -225,7 +225,7 @@ class Siege:
     async def _attack(self, kind: Kind, seconds: float) -> None:
         attacker, tally = self.attacker, self._tally
         await self._learn_about_victim()
-        before, statuses = await mark(self._deployment), attacker.counted()
+        before, statuses = await records_at(self._deployment), attacker.counted()
         attacker.extra = attacker.dropped = 0
         attacker.until = time.monotonic() + seconds
         attempts, prepared = 0, True
@@ -367,10 +367,10 @@ async def attack(
             print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
 
     async with deployed(folder, tree, seed) as deployment:
-        siege = Siege(deployment, seed, tally, say)
+        run = AttackRun(deployment, seed, tally, say)
         looking_after = asyncio.ensure_future(deployment.look_after())
         try:
-            await siege.open()
+            await run.open()
             order: list[Kind] = []
             made = 0
             while True:
@@ -380,19 +380,19 @@ async def attack(
                 if fitting is None:
                     break
                 order.remove(fitting)
-                await siege.round_of(fitting, *lengths)
+                await run.round_of(fitting, *lengths)
                 made += 1
                 if made % ROUNDS_IN_A_PART == 0 and not quiet:
-                    await siege.count()
+                    await run.count()
                     print(f"RESULT {json.dumps(tally.result())}", flush=True)
                 if quiet and made == len(kinds):
                     break
-            await siege.close()
-            await siege.count()
+            await run.close()
+            await run.count()
         finally:
             looking_after.cancel()
             await asyncio.gather(looking_after, return_exceptions=True)
-            await siege.close()
+            await run.close()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -420,6 +420,8 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = [KINDS[name] for name in options.only or sorted(KINDS)]
     folder = Path(tempfile.mkdtemp(prefix=f"attack-{seed}-"))
     seconds = options.minutes * 60
+
+    print(f"attacking {options.tree.resolve()} with seed {seed} and {len(kinds)} kinds of attack", flush=True)
 
     async def bounded() -> None:
         async with asyncio.timeout(seconds + 3 * RECOVERY_S):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.attack import suite
 from tests.attack.attacker import KINDS
-from tests.attack.judge import LEAST_KINDS, Leaks, Mark, Slice, Tally, forged_in, percentile, untraced
+from tests.attack.judge import LEAST_KINDS, Leaks, RecordsAt, Slice, Tally, forged_in, percentile, untraced
 from tests.attack.wire import Answer, multipart
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ async def test_refusal_is_traced_by_a_log_line_or_a_counter_of_its_status(tmp_pa
         return counters
 
     deployment: Any = SimpleNamespace(api=SimpleNamespace(log=log), metrics=metrics)
-    before = Mark(log.stat().st_size, {'requests_total{route="/a",status="404"}': 7.0})
+    before = RecordsAt(log.stat().st_size, {'requests_total{route="/a",status="404"}': 7.0})
     refused = Counter({401: 3, 404: 5})
     assert await untraced(deployment, before, refused, dropped=2) == 10
     with log.open("a") as more:
