@@ -125,6 +125,11 @@ def _json_as(model: type) -> Callable[[bytes], object]:
     return lambda data: parse_as(parse_json(data), model)
 
 
+def _fields(text: str) -> bytes:
+    """An object of many fields that nobody knows, with some of the text in each."""
+    return json.dumps({f"{number}{text[:9]}": text[9:30] for number in range(max(1, len(text) // 40))}).encode()
+
+
 def _request(headers: list[tuple[bytes, bytes]] | None = None, query: bytes = b"") -> Request:
     return Request({"type": "http", "method": "GET", "path": "/", "headers": headers or [], "query_string": query})
 
@@ -223,6 +228,7 @@ PARSERS: dict[str, Parser] = {
     "text key of a split": Parser(_text(lambda text: split_text_key(text[:10_000])), (), 64 * KB),
     "model key": Parser(_text(lambda text: new_key(text[:200])), (), 16 * KB),
     "body of a model": Parser(_json_as(ModelWanted), JSON, bodies.LARGEST_JSON_BYTES),
+    "fields of a body": Parser(_json_as(ModelWanted), JSON, bodies.LARGEST_JSON_BYTES, _fields),
     "name of a model": Parser(
         _json_as(ModelWanted),
         (),
