@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 import httptools
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.api.limits import client_of
@@ -26,6 +27,8 @@ MOST_HEADERS: Final = 128
 MOST_PIPELINED: Final = 16
 """Requests that a client may send before the answer to the first."""
 _LOOK_S: Final = 1.0
+_TELL_S: Final = 60.0
+_LOG: Final = structlog.get_logger("api")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Connections:
         self._of_address: dict[str, OrderedDict[PatientProtocol, None]] = {}
         self._looking: asyncio.TimerHandle | None = None
         self.closed: Counter[str] = Counter()
-        """Connections ended here, by why: head, idle, leftover, stalled, closing, full, address."""
+        """Connections ended here, by why: head, idle, leftover, stalled, closing, full, address; and refused."""
+        self._told: Counter[str] = Counter()
+        self._told_at = float("-inf")
 
     def __len__(self) -> int:
         return len(self._all)
@@ -143,7 +148,16 @@ class Connections:
                 self.closed[why] += 1  # it has a moment to read why
             elif why is not None:
                 self.end(connection, why)
+        self._tell(now)
         self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
+
+    def _tell(self, now: float) -> None:
+        """A line a minute at most, while connections end for another reason than that they were idle."""
+        new = self.closed - self._told
+        del new["idle"]
+        if new and now - self._told_at >= _TELL_S:
+            self._told, self._told_at = self.closed.copy(), now
+            _LOG.warning("connections ended", open=len(self._all), **new)
 
     def _is_trusted(self, new: "PatientProtocol") -> bool:
         try:
