@@ -14,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 import httptools
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.api.addresses import UNKNOWN, client_network
@@ -27,6 +28,7 @@ MOST_HEADERS: Final = 128
 MOST_PIPELINED: Final = 16
 """Requests that a client may send before the answer to the first."""
 _LOOK_S: Final = 1.0
+_LOG: Final = structlog.get_logger("api")
 
 
 @dataclass(frozen=True)

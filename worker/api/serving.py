@@ -31,6 +31,7 @@ async def serve(settings: ApiSettings, storage: Storage) -> None:
     """
     raise_open_files(settings)
     app = create_app(settings, storage)
+    _tell_limits(settings, app.state.api.limits)
     manager = ServiceManager()
     server = _Server(server_config(app), manager)
     async with _observed(app, settings), LoopGuard(settings.api_frozen_limit_s, manager):
@@ -70,6 +71,17 @@ def server_config(app: FastAPI, patience: Patience | None = None) -> uvicorn.Con
         timeout_graceful_shutdown=30,
         lifespan="on",
     )
+
+
+def _tell_limits(settings: ApiSettings, limits: Limits) -> None:
+    """What counts, where the system or another setting allows less than a setting asks for."""
+    for name, wanted, counts in (
+        ("WORKER_API_CONNECTIONS", settings.api_connections, limits.connections),
+        ("WORKER_API_CONNECTIONS_PER_ADDRESS", settings.api_connections_per_address, limits.per_address),
+        ("WORKER_API_LARGEST_REQUEST_BYTES", settings.api_largest_request_bytes, limits.largest_request_bytes),
+    ):
+        if counts < wanted:
+            _LOG.warning("less than the setting asks for", setting=name, wanted=wanted, counts=counts)
 
 
 def _not_malformed(record: logging.LogRecord) -> bool:
