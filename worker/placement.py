@@ -59,6 +59,7 @@ def _local(settings: Settings) -> LocalLauncher:
             isolation=settings.trainer_isolation,
             network=settings.trainer_network,
             readable=settings.readable_list(),
+            writable=settings.writable_list(),
         )
     )
 
@@ -105,5 +106,6 @@ def _remote(settings: Settings, storage: Storage, cluster: Cluster) -> RemoteLau
             isolation=settings.trainer_isolation,
             network=settings.trainer_network,
             readable=settings.readable_list(),
+            writable=settings.writable_list(),
         ),
     )

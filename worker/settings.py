@@ -60,7 +60,10 @@ class Settings(BaseSettings):
         default=False, description="whether steps of recipes may use the network; the shipped recipe needs none"
     )
     trainer_readable: str = Field(
-        default="", description="further files and folders that trainers may read, separated by colons"
+        default="", description="further files and folders that trainers may read and execute, separated by colons"
+    )
+    trainer_writable: str = Field(
+        default="", description="further files and folders that all trainers may read and write, separated by colons"
     )
     devices: str = Field(
         default="",
@@ -247,6 +250,10 @@ class Settings(BaseSettings):
     def readable_list(self) -> list[Path]:
         """What trainers may read beside their own files, one by one."""
         return [Path(place) for place in self.trainer_readable.split(":") if place]
+
+    def writable_list(self) -> list[Path]:
+        """What trainers may write beside their own files, one by one."""
+        return [Path(place) for place in self.trainer_writable.split(":") if place]
 
     def device_list(self) -> list[str]:
         """The devices, one by one."""

@@ -227,6 +227,9 @@ class World:
                 "WORKER_DATABASE_URL": self.database_url,
                 "WORKER_STORAGE_URL": (self.folder / "storage").as_uri(),
                 "WORKER_TRAINER_PYTHON": str(self.folder / "trainer-python"),
+                # the fake recipe lies among the tests, and its witness in the world's own folder
+                "WORKER_TRAINER_READABLE": os.pathsep.join([str(ROOT), sys.prefix, sys.base_prefix]),
+                "WORKER_TRAINER_WRITABLE": str(self.folder),
                 "WORKER_SCRATCH": str(self.folder / "scratch"),
                 "WORKER_CACHE": str(self.folder / "cache"),
                 "PYTHONPATH": str(ROOT),

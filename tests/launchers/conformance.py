@@ -30,6 +30,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ from worker.launchers.processes import Marked, is_still, marked_processes
 from worker.launchers.verdict import StepDone, StepStopped, classify
 
 FAKE_TRAINER = Path(__file__).resolve().parent.parent / "fake_trainer.py"
+WITNESSED: dict[str, Any] = {"writable": (Path(tempfile.gettempdir()),)}
+"""Options for steps on nodes: the fake trainer writes its witness and its report beside its output."""
 LONG_S = 300.0
 """A right to run that no test outlives."""
 

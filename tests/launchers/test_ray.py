@@ -19,7 +19,7 @@ import pytest
 from deploy.local.ports import free_ports
 from deploy.local.ray_cluster import LocalRay, local_ray, ray_program
 from deploy.local.report import MissingPieceError
-from tests.launchers.conformance import FAKE_TRAINER, Steps, everybody, until
+from tests.launchers.conformance import FAKE_TRAINER, WITNESSED, Steps, everybody, until
 from tests.launchers.remote_cases import RemoteConformance, outpost
 from worker.launchers.exchange.folder import FolderExchanges
 from worker.launchers.interface import LauncherUnavailable
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 def make(address: str, exchange: str, **options: Any) -> RemoteLauncher:
     command = (sys.executable, "-IS", str(FAKE_TRAINER))
-    settled = {"beat_s": 0.2, "sighting_s": 0.5, "command": command, "outpost": outpost(), **options}
+    settled = {"beat_s": 0.2, "sighting_s": 0.5, "command": command, "outpost": outpost()} | WITNESSED | options
     cluster = RayCluster(RayOptions(address=address, cpus=0.1, timeout_s=30))
     return RemoteLauncher(cluster, FolderExchanges(Path(exchange)), RemoteOptions(**settled))
 

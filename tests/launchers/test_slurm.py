@@ -14,7 +14,7 @@ import pytest
 
 from deploy.local.report import MissingPieceError
 from deploy.local.slurm_cluster import LocalSlurm, local_slurm, slurm_programs
-from tests.launchers.conformance import FAKE_TRAINER
+from tests.launchers.conformance import FAKE_TRAINER, WITNESSED
 from tests.launchers.remote_cases import RemoteConformance, outpost
 from worker.launchers.exchange.folder import FolderExchanges
 from worker.launchers.remote import RemoteLauncher, RemoteOptions
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 def make(configuration: str, exchange: str, **options: Any) -> RemoteLauncher:
     os.environ["SLURM_CONF"] = configuration
     command = (sys.executable, "-IS", str(FAKE_TRAINER))
-    settled = {"beat_s": 0.2, "sighting_s": 0.5, "command": command, "outpost": outpost(), **options}
+    settled = {"beat_s": 0.2, "sighting_s": 0.5, "command": command, "outpost": outpost()} | WITNESSED | options
     exchanges = FolderExchanges(Path(exchange))
     return RemoteLauncher(SlurmCluster(SlurmOptions()), exchanges, RemoteOptions(**settled))
 

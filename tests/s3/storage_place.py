@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.local.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY
-from tests.launchers.conformance import FAKE_TRAINER
+from tests.launchers.conformance import FAKE_TRAINER, WITNESSED
 from tests.launchers.process_cluster import ProcessCluster
 from tests.launchers.remote_cases import outpost
 from worker.launchers.exchange.storage import StorageExchanges
@@ -46,7 +46,7 @@ def storage_at(url: str, endpoint: str, cache: Path) -> Storage:
 def through_storage(cluster: Cluster, folder: str, url: str, endpoint: str, **options: Any) -> RemoteLauncher:
     """A launcher whose steps talk through the storage."""
     command = (sys.executable, "-IS", str(FAKE_TRAINER))
-    settled = {"beat_s": 0.1, "sighting_s": 0.3, "command": command, "outpost": outpost(), **options}
+    settled = {"beat_s": 0.1, "sighting_s": 0.3, "command": command, "outpost": outpost()} | WITNESSED | options
     storage = storage_at(url, endpoint, Path(folder) / "cache")
     return RemoteLauncher(cluster, StorageExchanges(storage, Path(folder) / "logs"), RemoteOptions(**settled))
 

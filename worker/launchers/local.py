@@ -54,8 +54,13 @@ class Box:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self.descriptors:
+        descriptors = self.descriptors
+        self.ruleset = self.program = None
+        for descriptor in descriptors:
             os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.__exit__()  # a start that was cancelled while the rules were made
 
 
 def _in_memory(content: bytes) -> int:
@@ -114,6 +119,7 @@ class LocalLauncher:
         """See ``Launcher.start``."""
         if lease_s <= 0:
             raise LauncherUnavailable("no_right", "the right to run ended before the step began")
+        deadline = now() + lease_s  # whatever the preparations below take, the right ends when it ends
         processes = self._options.processes if spec.step is Step.TRAIN else 1
         held = self._devices.hold(processes)
         if self._options.devices and not held:
@@ -132,7 +138,7 @@ class LocalLauncher:
             )
             box = await asyncio.to_thread(self._box, spec, scratch, environment, processes)
             with box:
-                handle = self._spawn(spec, lease_s, log, scratch, held, environment, box)
+                handle = self._spawn(spec, deadline - now(), log, scratch, held, environment, box)
         except (OSError, subprocess.TimeoutExpired) as error:
             # no process, descriptor, memory or disk to be had: the host's trouble, not the run's
             raise LauncherUnavailable("cannot_fork", str(error)) from error

@@ -164,6 +164,7 @@ class Outpost:
             isolation=order.isolation,
             network=order.network,
             readable=order.readable,
+            writable=order.writable,
         )
 
 

@@ -43,6 +43,7 @@ class RemoteOptions:
     """Of steps on their nodes, each of which takes what its own kernel has: see ``LocalOptions``."""
     network: bool = False
     readable: Sequence[Path] = ()
+    writable: Sequence[Path] = ()
 
 
 _PREFIX: Final = "speech-"
@@ -178,6 +179,7 @@ class RemoteLauncher:
                 isolation=options.isolation,
                 network=options.network,
                 readable=tuple(options.readable),
+                writable=tuple(options.writable),
             ),
             token,
         )

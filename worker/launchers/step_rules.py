@@ -6,6 +6,7 @@ import pwd
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -69,9 +70,15 @@ def program_folders(command: Sequence[str], environment: Mapping[str, str]) -> t
     found = {Path(program).parent, Path(program).resolve().parent}
     if "python" in Path(program).name:
         told = subprocess.run(  # noqa: S603 - the trainer's own interpreter, as it is started for steps
-            [program, "-c", _TOLD], env=dict(environment), capture_output=True, check=False, timeout=_TOLD_S, cwd="/"
+            [program, "-c", _TOLD],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_TOLD_S,
+            cwd="/",
         )
-        if told.returncode == 0:
+        with suppress(ValueError):  # a program that is no interpreter, whatever its name
             found |= {Path(place) for place in json.loads(told.stdout) if place}
     found |= {Path(word) for word in command[1:] if word.startswith("/")}
     found |= {Path(place) for place in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if place}
@@ -109,7 +116,7 @@ def rules_of(  # noqa: PLR0913 - all that decides it
         spec: its inputs may be read, its output written.
         scratch: its private folder.
         programs: see ``program_folders``.
-        readable: what the operator adds.
+        readable: what the operator adds, programs too.
         writable: the same.
         network: whether it may use any.
         processes: several talk to each other over the loopback and share memory.
@@ -118,8 +125,8 @@ def rules_of(  # noqa: PLR0913 - all that decides it
     remote = any(place.startswith(("https://", "http://")) for place in spec.inputs.values())
     several = processes > 1 or network
     return Rules(
-        programs=[*map(Path, _PROGRAMS), *programs],
-        readable=[*map(Path, _READABLE), *readable, *inputs],
+        programs=[*map(Path, _PROGRAMS), *programs, *readable],
+        readable=[*map(Path, _READABLE), *inputs],
         listable=[_SOURCE],
         writable=[Path(spec.output), scratch, *writable, *([_SHARED_MEMORY] if several else [])],
         devices=list(_devices()),

@@ -55,6 +55,7 @@ class Order(BaseModel):
     isolation: Isolation = "best_available"
     network: bool = False
     readable: tuple[Path, ...] = ()
+    writable: tuple[Path, ...] = ()
 
 
 class Question(BaseModel):
