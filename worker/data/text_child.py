@@ -53,8 +53,8 @@ def confine(owner: int, memory_bytes: int) -> None:
     if os.getppid() != owner:  # it ended before the line above
         os._exit(1)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is for the owner
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # only the owner decides, who is told to stop at the same time
     os.nice(_NICENESS)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123 - quick
         file.write("500")  # when the host runs out of memory this process goes, not its owner

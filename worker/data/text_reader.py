@@ -5,6 +5,7 @@ next file gets a new child.
 """
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -40,6 +41,7 @@ _PASSED: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 """All of our environment that the child sees: no credential."""
 _TOO_MUCH: Final = "Is it really a text of speech? Export it again, or cut it into smaller files."
 _OUR_ERROR: Final = "The file could not be read because of an error of ours, which is logged for the operator."
+_KILLED: Final = "the child that reads customers' texts was killed from outside, perhaps for the host's memory"
 _CHUNK_BYTES: Final = 64 << 10
 _MOST_VALUES: Final = 2 * max(MOST_CUES, MOST_NAMES)
 """Of one file, in memory: no task gives so many."""
@@ -266,7 +268,7 @@ class TextReader:
 
         Raises:
             TextError: the file cannot be used.
-            OSError: the host has no process left for the child.
+            OSError: the host has no process left for the child, or killed it: the file is not to blame.
         """
         request = {"task": task.name, "cpu_s": self._limits.seconds(size), "options": dict(options or {})}
         silence_s = self._limits.silence_s(size)
@@ -282,7 +284,10 @@ class TextReader:
                     else:
                         yield got
             except _ChildLost as error:
-                raise TextError(code, self._why_lost(task.name, str(error), child.stop(), size)) from None
+                exit_code = child.stop()
+                if exit_code == -signal.SIGKILL and str(error) == "ended":
+                    raise ChildProcessError(errno.ECHILD, _KILLED) from None
+                raise TextError(code, self._why_lost(task.name, str(error), exit_code, size)) from None
             finally:
                 if end is None or end.failed is not None:  # it is in the middle of something, or does not work
                     self._child = None
@@ -379,6 +384,8 @@ async def _next(
     """
     try:
         if sending is None or sending.done():
+            if sending is not None:
+                sending.result()  # what went wrong with the file after the last values
             async with asyncio.timeout(silence_s):
                 kind, body = await child.frame()
         else:

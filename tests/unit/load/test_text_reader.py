@@ -137,6 +137,50 @@ async def test_a_source_that_fails_is_no_fault_of_the_file(make):
     assert await said(reader) == "Hello there."
 
 
+async def test_a_source_that_fails_after_the_first_values_is_told_at_once(make):
+    reader = make()
+    told = asyncio.Event()
+
+    async def lost():
+        yield b'{"audio_filepath": "a.wav", "text": "hello"}\n' * 2_000
+        await told.wait()
+        raise NotStored("gone")
+
+    async with aclosing(reader.read(MANIFEST, 1 << 20, lost(), code="bad_manifest_line")) as batches:
+        assert await anext(batches)
+        told.set()
+        with pytest.raises(NotStored):
+            await drained(batches)
+    assert await said(reader) == "Hello there."
+
+
+async def test_a_child_that_the_host_kills_is_no_fault_of_the_file(make):
+    """As where the host has no memory left: the run is tried again, and an upload is asked to come later."""
+    reader = make()
+    await said(reader)
+
+    async def killing():
+        yield b"x"
+        os.kill(pid_of(reader), signal.SIGKILL)
+        while True:
+            yield b"x" * 1000
+
+    with pytest.raises(ChildProcessError, match="killed from outside"):
+        await reader.all_of(TRANSCRIPT, 1000, killing(), code="unreadable_transcript", options=OPTIONS)
+    assert await said(reader) == "Hello there."
+
+
+async def test_a_signal_to_stop_is_for_the_owner_alone(make):
+    """A service manager sends it to every process of the service."""
+    reader = make()
+    await said(reader)
+    child = pid_of(reader)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(child, number)
+    assert await said(reader) == "Hello there."
+    assert pid_of(reader) == child
+
+
 async def test_whoever_stops_early_leaves_a_reader_that_works(make):
     reader = make()
     lines = endless(b'{"audio_filepath": "a.wav", "text": "hello"}\n' * 1000)
