@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SOURCE: Final = "127.0.0.66"
 SETUP_SOURCE: Final = "127.0.0.67"
+PREPARING_S: Final = 8.0
+"""Least patience with a request that prepares an attempt, however short the slice."""
 
 
 @dataclass
@@ -91,11 +93,11 @@ class Attacker:
         """A request that prepares an attempt: repeated while the API says that there were too many.
 
         Raises:
-            CouldNotPrepare: it is refused for good, or the slice is over.
+            CouldNotPrepare: it is refused for good, or there was no answer within ``PREPARING_S`` or the slice.
         """
-        answer = Answer(NO_ANSWER)
-        while self.left_s:
-            answer = await self.preparing.ask(method, path, body, headers, timeout_s=max(1.0, self.left_s))
+        answer, patience_ends = Answer(NO_ANSWER), max(self.until, time.monotonic() + PREPARING_S)
+        while (left_s := patience_ends - time.monotonic()) > 0:
+            answer = await self.preparing.ask(method, path, body, headers, timeout_s=left_s)
             if answer.status not in (429, 503, NO_ANSWER):
                 break
             await asyncio.sleep(0.3)

@@ -46,7 +46,7 @@ QUIET_S: Final = 2.0
 MOST_REQUESTS: Final = 500
 """An attempt is made again until its slice ends or has so many requests: honest load has to keep up."""
 AFTERMATH_S: Final = 1.0
-OVERTIME_S: Final = 5.0
+OVERTIME_S: Final = 10.0
 """An attempt that does not end with its slice is cut off after so long."""
 RESERVE_S: Final = 10.0
 """For the end: to stop everything and to read what was recorded."""

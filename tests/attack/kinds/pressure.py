@@ -18,8 +18,9 @@ MANY: list[tuple[str | bytes, bytes]] = [(f"f{n}.txt", b"word") for n in range(5
 async def one_model_lock(attacker: Attacker) -> None:
     """A long upload to a model of 500 files, and 12 small requests that want the same lock."""
     model = await attacker.model()
-    body, headers = multipart(MANY)
-    await attacker.ready("POST", f"/custom_models/{model}/data", body, headers)
+    for begin in range(0, len(MANY), 100):
+        body, headers = multipart(MANY[begin : begin + 100])
+        await attacker.ready("POST", f"/custom_models/{model}/data", body, headers)
     names = b"\n".join(b'{"audio_filepath":"f%d.wav","text":"a"}' % n for n in range(150_000))
     long = asyncio.ensure_future(attacker.upload(model, [("names.jsonl", names)]))
     while attacker.left_s and not long.done():
