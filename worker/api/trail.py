@@ -40,7 +40,10 @@ _MODEL: Final = re.compile(r"/custom_models/([1-9][0-9]{0,18})(?=/|$)")
 class _Refusals:
     """What one key, or nobody's, was refused since the last entry."""
 
-    first: RequestRecord
+    key: Key | None
+    address: str
+    request_id: str
+    """Address and id of the first of them; not its record, which holds all of a stranger's headers."""
     causes: Counter[str] = field(default_factory=Counter)
     addresses: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
@@ -57,7 +60,7 @@ class _Refusals:
     def merge(self, earlier: "_Refusals") -> None:
         """Add those that came before."""
         self.count += earlier.count
-        self.first = earlier.first
+        self.address, self.request_id = earlier.address, earlier.request_id
         for old, new in (
             (earlier.causes, self.causes),
             (earlier.addresses, self.addresses),
@@ -68,7 +71,7 @@ class _Refusals:
 
     def summary(self) -> Summary:
         """The entry: of the key's organization, which learns nothing but its own requests."""
-        key = self.first.key
+        key = self.key
         detail = {
             "count": self.count,
             "causes": dict(self.causes),
@@ -77,7 +80,7 @@ class _Refusals:
         }
         organization = None if key is None else key.organization_id
         key_id = None if key is None else key.id
-        return Summary(key_id, Subject(organization), "refused", detail, self.first.address, self.first.request_id)
+        return Summary(key_id, Subject(organization), "refused", detail, self.address, self.request_id)
 
 
 def _count(counter: Counter[str], name: str, count: int = 1) -> None:
@@ -141,7 +144,7 @@ class Trail:
         if refusals is None:
             if len(self._refusals) >= _MOST_KEYS:
                 return  # that many keys are refused within a minute: the log and the counters have it
-            refusals = self._refusals[key_id] = _Refusals(record)
+            refusals = self._refusals[key_id] = _Refusals(record.key, record.address, record.request_id)
         refusals.add(record)
 
     async def run(self) -> None:
