@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ipaddress
+import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -200,8 +209,16 @@ class Proxy:
     def __init__(self, status: str = "200 OK") -> None:
         self.asked: list[str] = []
         self.status = status
+        self.ended = 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._serve(reader, writer)
+        finally:
+            writer.close()
+            self.ended += 1
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.asked.append(head)
         writer.write(f"HTTP/1.1 {self.status}\r\n\r\n".encode())
@@ -209,12 +226,12 @@ class Proxy:
             line = head.split(" ")[1]
             there, back = await asyncio.open_connection(*line.rsplit(":", 1))
             await asyncio.gather(_copy(reader, back), _copy(there, writer))
-        writer.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while piece := await reader.read(4096):
-        writer.write(piece)
+    with contextlib.suppress(OSError):
+        while piece := await reader.read(4096):
+            writer.write(piece)
     writer.close()
 
 
@@ -249,3 +266,61 @@ def test_the_network_policy_and_the_code_agree_on_networks_and_ports():
     assert sorted(map(ipaddress.ip_network, blocks["0.0.0.0/0"])) == sorted(SPECIAL_4)
     assert sorted(map(ipaddress.ip_network, blocks[str(GLOBAL_6)])) == sorted(SPECIAL_6)
     assert set(blocks) == {"0.0.0.0/0", str(GLOBAL_6)}
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for a name, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    files = folder / "certificate.pem", folder / "key.pem"
+    files[0].write_bytes(made.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("through_a_proxy", [False, True])
+def test_https_is_checked_against_the_name_with_and_without_a_proxy(tmp_path, monkeypatch, loop, through_a_proxy):
+    """The API runs on uvloop; the certificate has to be the name's although the connection goes to an address."""
+    cert, key = certificate(tmp_path, "customer.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(cert, key)
+
+    async def tried() -> None:
+        receiver, proxy = Receiver(), Proxy()
+        known = {"customer.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]}
+        async with (
+            name_server(known) as names,
+            await asyncio.start_server(receiver, "127.0.0.1", 0, ssl=server_side) as server,
+            await asyncio.start_server(proxy, "127.0.0.1", 0) as between,
+        ):
+            port, by = (one.sockets[0].getsockname()[1] for one in (server, between))
+            way = Outward(
+                private=True,
+                proxy=parse_proxy(f"http://127.0.0.1:{by}" if through_a_proxy else ""),
+                nameservers=[f"127.0.0.1:{names.port}"],
+            )
+            assert await way.post(way.parse(f"https://customer.example:{port}/x"), {}, b"{}") == 200
+            assert len(proxy.asked) == int(through_a_proxy)
+            with pytest.raises(NotDelivered, match="SSLCertVerificationError"):
+                await way.post(way.parse(f"https://other.example:{port}/x"), {}, b"{}")
+            while proxy.ended < len(proxy.asked):  # a connection left open would hold it
+                await asyncio.sleep(0.01)
+            await way.aclose()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(tried())

@@ -199,12 +199,13 @@ class Outward:
                 address, target.port, ssl=context, server_hostname=name, limit=_LONGEST_HEAD
             )
         reader, writer = await asyncio.open_connection(self._proxy.host, self._proxy.port, limit=_LONGEST_HEAD)
+        transport = writer.transport
         try:
             await _tunnel(reader, writer, self._proxy, f"[{address}]" if ":" in address else address, target.port)
             if context:
                 await writer.start_tls(context, server_hostname=name)
         except BaseException:
-            writer.close()
+            transport.abort()  # closing would wait for a peer whose TLS has failed
             raise
         return reader, writer
 
