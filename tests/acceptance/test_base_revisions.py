@@ -18,6 +18,7 @@ pytestmark = pytest.mark.trainer
 
 def added(world: World, address: str, *words: str) -> dict[str, str]:
     world.settings |= {"HF_ENDPOINT": address, "HF_HOME": str(world.folder / "hub-cache"), "HF_HUB_DISABLE_XET": "1"}
+    world.settings["HF_HUB_OFFLINE"] = "0"
     world.settings["WORKER_TRAINER_PYTHON"] = sys.executable
     done = world.command("base-language-add", "northern", "--weights", MODEL, "--json", *words)
     assert done.returncode == 0, done.stderr

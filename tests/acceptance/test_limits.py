@@ -141,6 +141,7 @@ async def test_full_storage_is_infrastructure_and_passes_when_room_is_made(world
 
 
 async def test_run_that_keeps_killing_its_worker_is_failed_as_such(world: World) -> None:
+    world.settings["WORKER_TRAINER_ISOLATION"] = "none"  # or it could not
     run = await world.ask(fake={"train": "kills_its_worker"})
     for _ in range(3):
         worker = await world.started()

@@ -25,7 +25,8 @@ CANARY = "canarybird"
 
 
 def tidying(live: Any) -> Tidying:
-    return Tidying(TidyStore(live.database), live.storage)
+    api = live.app.state.api
+    return Tidying(TidyStore(live.database), live.storage, api.webhooks, api.encryption)
 
 
 async def tidy(live: Any) -> None:

@@ -150,7 +150,8 @@ async def test_deleting_frees_every_quota_at_once_and_reading_stays_possible(liv
     held = ("stored_files", "manifest_names", "uploads", "upload_bytes", "stored_bytes", "stored_ms", "arriving_bytes")
     assert {name: now[name] for name in held} == dict.fromkeys(held, 0)
     assert now["leaving_bytes"] == 1_000 + len(lines)
-    tidying = Tidying(TidyStore(live.database), live.storage)
+    api = live.app.state.api
+    tidying = Tidying(TidyStore(live.database), live.storage, api.webhooks, api.encryption)
     while await tidying.once():
         pass
     assert (await counts(live, customer))["leaving_bytes"] == 0
@@ -168,7 +169,8 @@ async def test_deleting_and_uploading_in_a_loop_keeps_no_more_than_twice_the_quo
         await customer.http.delete(f"/custom_models/{model['id']}/data/{item['id']}")
     refused(answer, "still lie in storage")
     assert sum(on_disk(live).values()) <= 20_000
-    tidying = Tidying(TidyStore(live.database), live.storage)
+    api = live.app.state.api
+    tidying = Tidying(TidyStore(live.database), live.storage, api.webhooks, api.encryption)
     while await tidying.once():  # no hour to wait for: an address is never used twice
         pass
     assert (await send(customer, model, ("a.txt", b"x" * 9_000))).status_code == 201

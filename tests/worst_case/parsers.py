@@ -32,7 +32,7 @@ from worker.intake.handler import Properties, understand
 from worker.launchers.event_stream import EventStream
 from worker.launchers.exchange.interface import EndFacts, Order, Question
 from worker.launchers.exchange.interface import understood as exchange_understood
-from worker.log import without_secrets
+from worker.log import Redaction
 from worker.pipeline.audio_names import AudioNames
 
 if TYPE_CHECKING:
@@ -280,7 +280,5 @@ PARSERS: dict[str, Parser] = {
     "order of a step": Parser(lambda data: exchange_understood(Order, data), JSON, 64 * KB),
     "question of a step": Parser(lambda data: exchange_understood(Question, data), JSON, 64 * KB),
     "end of a step": Parser(lambda data: exchange_understood(EndFacts, data), JSON, 64 * KB),
-    "log line": Parser(
-        _text(lambda text: without_secrets(None, "", {"url": text})), ("://", "@", "amqp", "?"), 64 * KB
-    ),
+    "log line": Parser(_text(lambda text: Redaction()(None, "", {"url": text})), ("://", "@", "amqp", "?"), 64 * KB),
 }

@@ -114,10 +114,10 @@ async def look_inside(
     try:
         async with readers.turn(organization_id) as reader:
             if kind == "manifest":
-                names = await reader.all_of(AUDIO_NAMES, size, _pieces(path), code="unreadable_manifest")
+                names = await reader.all_of(AUDIO_NAMES, size, _pieces(path), reason_code="unreadable_manifest")
                 return Content(audio_names=tuple(names))
             code, options = "unreadable_transcript", {"timed": is_timed(name)}
-            await reader.all_of(CHECK_TRANSCRIPT, size, _pieces(path), code=code, options=options)
+            await reader.all_of(CHECK_TRANSCRIPT, size, _pieces(path), reason_code=code, options=options)
             return Content()
     except TextError as error:
         raise RefusedContent(error.code, error.sentence) from None

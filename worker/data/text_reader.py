@@ -252,7 +252,7 @@ class TextReader:
         size: int,
         chunks: AsyncIterable[bytes] | bytes,
         *,
-        code: str,
+        reason_code: str,
         options: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[list[Value], None]:
         """The values of a task, in batches that are small enough to compute on. One file at a time; others wait.
@@ -263,7 +263,7 @@ class TextReader:
             task: what to do.
             size: bytes of the file, which decide how long it may take.
             chunks: the file, or its bytes. What the chunks raise is raised here.
-            code: the reason code for a file that is too much for the child.
+            reason_code: for a file that is too much for the child.
             options: of the task.
 
         Raises:
@@ -287,7 +287,7 @@ class TextReader:
                 exit_code = child.stop()
                 if exit_code == -signal.SIGKILL and str(error) == "ended":
                     raise ChildProcessError(errno.ECHILD, _KILLED) from None
-                raise TextError(code, self._why_lost(task.name, str(error), exit_code, size)) from None
+                raise TextError(reason_code, self._why_lost(task.name, str(error), exit_code, size)) from None
             finally:
                 if end is None or end.failed is not None:  # it is in the middle of something, or does not work
                     self._child = None
@@ -297,7 +297,7 @@ class TextReader:
                     await asyncio.gather(sending, return_exceptions=True)
         if end.failed is not None:
             _log.error("reading a customer's text failed", task=task.name, bytes=size, error=end.failed)
-            raise TextError(code, _OUR_ERROR)
+            raise TextError(reason_code, _OUR_ERROR)
         if end.code is not None:
             raise TextError(end.code, end.sentence)
 
@@ -314,17 +314,17 @@ class TextReader:
         size: int,
         chunks: AsyncIterable[bytes] | bytes,
         *,
-        code: str,
+        reason_code: str,
         options: Mapping[str, Any] | None = None,
     ) -> list[Value]:
         """Every value of `read`, as a list."""
         values: list[Value] = []
-        async with aclosing(self.read(task, size, chunks, code=code, options=options)) as batches:
+        async with aclosing(self.read(task, size, chunks, reason_code=reason_code, options=options)) as batches:
             async for batch in batches:
                 values += batch
                 if len(values) > _MOST_VALUES:
                     _log.error("the child that reads customers' texts sends without an end", task=task.name)
-                    raise TextError(code, _OUR_ERROR)
+                    raise TextError(reason_code, _OUR_ERROR)
         return values
 
     def _why_lost(self, task: str, how: str, exit_code: int, size: int) -> str:

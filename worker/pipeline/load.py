@@ -87,7 +87,7 @@ class _Texts:
             sentence = f"The manifest has more than {self.limits.manifest_bytes >> 20} MB."
             raise TextError("transcript_too_large", sentence)
         chunks = self._storage.stream(manifest.address)
-        reading = self._reader.read(MANIFEST, manifest.bytes, chunks, code="bad_manifest_line")
+        reading = self._reader.read(MANIFEST, manifest.bytes, chunks, reason_code="bad_manifest_line")
         try:
             async with aclosing(reading) as batches:
                 async for batch in batches:
@@ -109,7 +109,9 @@ class _Texts:
         except TooLarge:
             raise TextError("transcript_too_large", f"The transcript has more than {most >> 20} MB.") from None
         options = {"timed": is_timed(item.name), "longest_s": self.limits.longest_segment_s}
-        return await self._reader.all_of(TRANSCRIPT, len(data), data, code="unreadable_transcript", options=options)
+        return await self._reader.all_of(
+            TRANSCRIPT, len(data), data, reason_code="unreadable_transcript", options=options
+        )
 
     async def aclose(self) -> None:
         """End the child."""

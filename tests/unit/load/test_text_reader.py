@@ -34,7 +34,9 @@ async def endless(piece: bytes):
 async def said(reader: TextReader, text: str = "Hello there.") -> str:
     """What the reader makes of an honest file."""
     data = text.encode()
-    [(segment, fault)] = await reader.all_of(TRANSCRIPT, len(data), data, code="unreadable_transcript", options=OPTIONS)
+    [(segment, fault)] = await reader.all_of(
+        TRANSCRIPT, len(data), data, reason_code="unreadable_transcript", options=OPTIONS
+    )
     assert fault is None
     return segment.text
 
@@ -75,7 +77,7 @@ async def test_a_file_that_takes_too_much_processor_time_costs_itself_only(make)
     reader = make(cpu_s=0, cpu_s_per_mib=0)
     lines = b'{"audio_filepath": "a.wav", "text": "hello"}\n' * 1000
     with pytest.raises(TextError, match="s of processor time") as refused:
-        await drained(reader.read(MANIFEST, 1, endless(lines), code="bad_manifest_line"))
+        await drained(reader.read(MANIFEST, 1, endless(lines), reason_code="bad_manifest_line"))
     assert refused.value.code == "bad_manifest_line"
     assert await said(reader) == "Hello there."
 
@@ -83,7 +85,9 @@ async def test_a_file_that_takes_too_much_processor_time_costs_itself_only(make)
 async def test_a_file_that_takes_too_much_memory_costs_itself_only(make):
     reader = make(memory_bytes=64 << 20)
     with pytest.raises(TextError, match="more than 64 MB of memory") as refused:
-        await reader.all_of(TRANSCRIPT, 1 << 20, endless(b"x" * 100_000), code="unreadable_transcript", options=OPTIONS)
+        await reader.all_of(
+            TRANSCRIPT, 1 << 20, endless(b"x" * 100_000), reason_code="unreadable_transcript", options=OPTIONS
+        )
     assert refused.value.code == "unreadable_transcript"
     assert await said(reader) == "Hello there."
 
@@ -91,7 +95,9 @@ async def test_a_file_that_takes_too_much_memory_costs_itself_only(make):
 async def test_an_error_of_ours_costs_one_file_and_is_logged_without_its_words(make):
     reader = make()
     with structlog.testing.capture_logs() as logs, pytest.raises(TextError, match="an error of ours") as refused:
-        await reader.all_of(TRANSCRIPT, 6, b"secret", code="unreadable_transcript", options={"no": "such option"})
+        await reader.all_of(
+            TRANSCRIPT, 6, b"secret", reason_code="unreadable_transcript", options={"no": "such option"}
+        )
     assert refused.value.code == "unreadable_transcript"
     assert [entry["log_level"] for entry in logs] == ["error"]
     assert "TypeError at text_child.py" in logs[0]["error"]
@@ -110,7 +116,7 @@ async def test_a_child_that_crashes_costs_one_file(make):
             yield b"x" * 1000
 
     with structlog.testing.capture_logs() as logs, pytest.raises(TextError, match="an error of ours"):
-        await reader.all_of(TRANSCRIPT, 1000, killing(), code="unreadable_transcript", options=OPTIONS)
+        await reader.all_of(TRANSCRIPT, 1000, killing(), reason_code="unreadable_transcript", options=OPTIONS)
     assert logs[0]["code"] == -signal.SIGSEGV
     assert await said(reader) == "Hello there."
 
@@ -133,7 +139,7 @@ async def test_a_source_that_fails_is_no_fault_of_the_file(make):
         raise NotStored("gone")
 
     with pytest.raises(NotStored):
-        await reader.all_of(TRANSCRIPT, 1000, lost(), code="unreadable_transcript", options=OPTIONS)
+        await reader.all_of(TRANSCRIPT, 1000, lost(), reason_code="unreadable_transcript", options=OPTIONS)
     assert await said(reader) == "Hello there."
 
 
@@ -146,7 +152,7 @@ async def test_a_source_that_fails_after_the_first_values_is_told_at_once(make):
         await told.wait()
         raise NotStored("gone")
 
-    async with aclosing(reader.read(MANIFEST, 1 << 20, lost(), code="bad_manifest_line")) as batches:
+    async with aclosing(reader.read(MANIFEST, 1 << 20, lost(), reason_code="bad_manifest_line")) as batches:
         assert await anext(batches)
         told.set()
         with pytest.raises(NotStored):
@@ -166,7 +172,7 @@ async def test_a_child_that_the_host_kills_is_no_fault_of_the_file(make):
             yield b"x" * 1000
 
     with pytest.raises(ChildProcessError, match="killed from outside"):
-        await reader.all_of(TRANSCRIPT, 1000, killing(), code="unreadable_transcript", options=OPTIONS)
+        await reader.all_of(TRANSCRIPT, 1000, killing(), reason_code="unreadable_transcript", options=OPTIONS)
     assert await said(reader) == "Hello there."
 
 
@@ -184,10 +190,12 @@ async def test_a_signal_to_stop_is_for_the_owner_alone(make):
 async def test_whoever_stops_early_leaves_a_reader_that_works(make):
     reader = make()
     lines = endless(b'{"audio_filepath": "a.wav", "text": "hello"}\n' * 1000)
-    async with aclosing(reader.read(MANIFEST, 1 << 30, lines, code="bad_manifest_line")) as batches:
+    async with aclosing(reader.read(MANIFEST, 1 << 30, lines, reason_code="bad_manifest_line")) as batches:
         assert await anext(batches)
     reading = asyncio.ensure_future(
-        reader.all_of(CHECK_TRANSCRIPT, 1 << 20, endless(b"x"), code="unreadable_transcript", options={"timed": False})
+        reader.all_of(
+            CHECK_TRANSCRIPT, 1 << 20, endless(b"x"), reason_code="unreadable_transcript", options={"timed": False}
+        )
     )
     while reader._child is None:
         await asyncio.sleep(0)
@@ -246,7 +254,7 @@ async def test_one_organizations_slow_files_leave_the_others_a_reader():
 
     async def hostile():
         async with readers.turn(1) as reader:
-            await reader.all_of(MANIFEST, 1 << 30, slow(), code="bad_manifest_line")
+            await reader.all_of(MANIFEST, 1 << 30, slow(), reason_code="bad_manifest_line")
 
     hostiles = [asyncio.ensure_future(hostile()) for _ in range(5)]
     await begun.wait()

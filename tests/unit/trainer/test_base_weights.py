@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def fetched(address: str, folder: Path, *words: str, source: str = MODEL) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
+        "HF_HUB_OFFLINE": "0",  # which a step that this process once imported has set to 1
         "HF_ENDPOINT": address,
         "HF_HOME": str(folder.parent / "hub-cache"),
         "HF_HUB_DISABLE_XET": "1",
