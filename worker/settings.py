@@ -125,8 +125,8 @@ class Settings(BaseSettings):
     lost_worker_limit: int = Field(
         default=3,
         ge=1,
-        description="a run is ended when it has lost so many workers in a row at the same point (phase and checkpoint) "
-        "and no other run of theirs was as likely to be the cause",
+        description="a run is ended when it has lost so many workers in a row without getting further (phase and "
+        "checkpoint) and no other run of theirs was as likely to be the cause",
     )
     wait_limit_s: float = Field(
         default=7 * 86_400,

@@ -1,5 +1,5 @@
 -- oldest code: 0.1.0
--- Workers that a run has lost in a row at one point, while it was a suspect (worker/domain/lost_workers.py): in the same
+-- Workers that a run has lost in a row without getting further, while it was a suspect (worker/domain/lost_workers.py): in the same
 -- phase, with no later checkpoint in between. Getting further begins the count again. Those that it lost as a bystander
 -- are counted for the books alone: no number of them ends it.
 alter table training_runs

@@ -359,12 +359,17 @@ with owned as (
 )
 select r.id, r.organization_id, r.attempt, r.failures, r.hand_overs, r.worker_id, coalesce(r.phase, 'load') as phase,
     coalesce(c.steps_done, 0) as steps_done,
-    case when (r.lost_in_phase, r.lost_at_steps) = (coalesce(r.phase, 'load'), coalesce(c.steps_done, 0))
-        then r.worker_losses else 0 end as losses,
+    case when n.further then 0 else r.worker_losses end as losses,
+    case when n.further then coalesce(r.phase, 'load') else r.lost_in_phase end as furthest_phase,
+    case when n.further then coalesce(c.steps_done, 0) else r.lost_at_steps end as furthest_steps,
     extract(epoch from db_now() - r.lease_expires_at)::double precision as dead_s
 from dead d
 join training_runs r on r.id = d.id
 cross join lateral (select max(k.steps_done) as steps_done from run_checkpoints k where k.run_id = r.id) c
+-- The phase is written once a second, so a worker that dies at once leaves an earlier one: that is no progress.
+cross join lateral (select r.lost_in_phase is null or coalesce(c.steps_done, 0) > r.lost_at_steps
+    or array_position(array['load', 'prepare', 'train', 'evaluate', 'publish'], coalesce(r.phase, 'load'))
+        > array_position(array['load', 'prepare', 'train', 'evaluate', 'publish'], r.lost_in_phase) as further) n
 where d.so_far <= $1 or d.place = 1
 order by d.place, r.lease_expires_at, r.id
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
+HERE: Final = ROOT  # of this file, whichever release a test runs
 PATIENCE_S: Final = 60.0
 SHORT: Final = {
     "WORKER_RENEW_S": "0.5",
@@ -228,7 +229,7 @@ class World:
                 "WORKER_STORAGE_URL": (self.folder / "storage").as_uri(),
                 "WORKER_TRAINER_PYTHON": str(self.folder / "trainer-python"),
                 # the fake recipe lies among the tests, and its witness in the world's own folder
-                "WORKER_TRAINER_READABLE": os.pathsep.join([str(ROOT), sys.prefix, sys.base_prefix]),
+                "WORKER_TRAINER_READABLE": os.pathsep.join([str(HERE), sys.prefix, sys.base_prefix]),
                 "WORKER_TRAINER_WRITABLE": str(self.folder),
                 "WORKER_SCRATCH": str(self.folder / "scratch"),
                 "WORKER_CACHE": str(self.folder / "cache"),
@@ -379,7 +380,7 @@ def request_message(run: uuid.UUID, model: int, owner: int) -> aio_pika.Message:
 async def world_at(folder: Path, amqp_url: str, database_url: str, **settings: str) -> AsyncIterator[World]:
     """A world with a base language and an organization; its workers end with it."""
     for part in ("storage", "plans", "scratch", "cache", "weights"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "weights" / "model.bin").write_bytes(b"weights")
     trainer = folder / "trainer-python"
     recipe = ROOT / "tests" / "acceptance" / "fake_recipe.py"

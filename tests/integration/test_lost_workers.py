@@ -241,3 +241,14 @@ async def test_rescues_are_counted_by_what_became_of_the_run(stage: Stage) -> No
     await rescuer_of(stage, metrics).sweep()
     for reason, counted in (("lease_expired", 1), ("bystander_of_lost_worker", 1), ("lost_worker_repeatedly", 0)):
         assert metrics.registry.get_sample_value("training_rescued_runs_total", {"reason": reason}) == counted
+
+
+async def test_a_worker_that_dies_before_the_phase_is_written_is_no_progress_and_counts_on(stage: Stage) -> None:
+    run_id = await stage.queued()
+    for host, phase in enumerate(("train", "load", "prepare")):
+        claimed = await claimed_by(stage, f"w{host}", 1)
+        await in_phase(stage, claimed[run_id], phase)
+        stage.clock.advance(LEASE_S + 1)
+        await rescuer_of(stage).sweep()
+    row = await stage.row(run_id)
+    assert (row["failure_code"], row["worker_losses"], row["lost_in_phase"]) == ("lost_worker_repeatedly", 3, "train")

@@ -5,18 +5,18 @@ did it, or whether it was any: hosts lose power, too. What is known is where eac
 
 - Only in the phases load and publish does the worker's own process work on what a customer sent or a trainer left. In
   the others it waits for a trainer in a process of its own.
-- A run that has lost workers at this same point before is more likely to be the cause than one that has not. A run that
-  got further in between (another phase, a later checkpoint) starts again at none: it has shown that it can pass.
+- A run that has lost workers before without getting further since is more likely to be the cause than one that has
+  not. One that got further in between (a later phase, a later checkpoint) starts again at none: it can pass.
 
 The runs with the strongest evidence are the *suspects*: the loss is counted for them. All others are *bystanders*: they
 go back to the queue, charged nothing. Where one suspect is left and it has lost ``WORKER_LOST_WORKER_LIMIT``
-workers in a row at one point, the run is ended. Where several are equally suspect it takes ``SHARED`` times as many,
-since an innocent run may be among them; pauses of different lengths separate them before that. Runs of one organization
+workers in a row without getting further, the run is ended. Where several are equally suspect it takes ``SHARED`` times
+as many, since an innocent run may be among them; pauses of different lengths separate them before that. Runs of one organization
 that were all in the hands of the worker's process share the blame as one: several that stop workers together would
 otherwise shield each other.
 
 A machine that dies by itself counts against the runs on it, too, because it looks the same from here. It ends none that
-gets further between two deaths, and one that does not only when three machines in a row die at the very same point.
+gets further between two deaths, and one that does not only when three machines in a row die under it.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,10 @@ class Orphan:
     steps_done: int
     """Of its newest registered checkpoint, by any attempt; 0: none."""
     losses: int
-    """Workers it has lost in a row at this point (phase and steps) before this one."""
+    """Workers it has lost in a row before this one without getting further."""
+    furthest_phase: str
+    """Where it stood furthest when it lost them, this time included."""
+    furthest_steps: int
     dead_s: float
 
 
@@ -67,7 +70,7 @@ def is_ended(losses: int, suspects: Sequence[Orphan], limit: int) -> bool:
     """Whether a suspect has lost too many workers.
 
     Args:
-        losses: at one point, in a row, this one included.
+        losses: in a row without getting further, this one included.
         suspects: of this loss.
         limit: losses that end a run which is the only suspect.
     """

@@ -23,7 +23,7 @@ class Limits:
     wait_s: float = 7 * 86_400.0
     run_s: float = 86_400.0
     lost_workers: int = 3
-    """In a row at one point, before the only suspect is ended."""
+    """In a row without getting further, before the only suspect is ended."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Moves:
             "bystander": False,
             "handed_over": True,
             "worker_losses": losses,
-            "lost_in_phase": orphan.phase,
-            "lost_at_steps": orphan.steps_done,
+            "lost_in_phase": orphan.furthest_phase,
+            "lost_at_steps": orphan.furthest_steps,
             "delay_s": turn * pause_s(FailureClass.LOST_WORKER, orphan.losses, self._random),
         }
 
@@ -191,7 +191,8 @@ def _lost_repeatedly(orphan: Orphan, losses: int) -> dict[str, Any]:
     return {
         "reason_code": "lost_worker_repeatedly",
         "failure_code": "lost_worker_repeatedly",
-        "failure_reason": f"The training was stopped: {losses} times in a row its machine was lost at the same point.",
+        "failure_reason": f"The training was stopped: {losses} times in a row its machine was lost before it got"
+        " further.",
         "failure_detail": f"{losses} workers lost in phase {orphan.phase}, steps {orphan.steps_done}, the last one "
         f"{orphan.worker_id}; see WORKER_LOST_WORKER_LIMIT",
         "failed": True,

@@ -284,6 +284,8 @@ class RunStore:
                 phase=row["phase"],
                 steps_done=row["steps_done"],
                 losses=row["losses"],
+                furthest_phase=row["furthest_phase"],
+                furthest_steps=row["furthest_steps"],
                 dead_s=row["dead_s"],
             )
             by_worker.setdefault(orphan.worker_id, []).append(orphan)

@@ -17,7 +17,7 @@ LIMIT = 3
 
 def orphan(phase: str = "train", losses: int = 0, **changes: int) -> Orphan:
     """Of an organization of its own, unless one is named."""
-    made = Orphan(Fence(uuid.uuid4(), 1), uuid.uuid4().int, 0, 0, "w1", phase, 0, losses, 1.0)
+    made = Orphan(Fence(uuid.uuid4(), 1), uuid.uuid4().int, 0, 0, "w1", phase, 0, losses, phase, 0, 1.0)
     return replace(made, **changes)
 
 
@@ -75,7 +75,7 @@ def test_the_only_suspect_is_ended_with_its_limit_of_lost_workers_and_a_sentence
     assert [end.to_status for end in ends] == [2] * (LIMIT - 1) + [5]
     assert role(ends[-1]) == "lost_worker_repeatedly"
     assert ends[-1].fields["failure_reason"] == (
-        "The training was stopped: 3 times in a row its machine was lost at the same point."
+        "The training was stopped: 3 times in a row its machine was lost before it got further."
     )
     assert "phase load" in ends[-1].fields["failure_detail"]
 
