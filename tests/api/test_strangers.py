@@ -324,7 +324,7 @@ class TestDescriptors:
                     silent.append((await asyncio.open_connection("127.0.0.1", port))[1])
             assert await answering(ask, headers, 5) == 200
             # Whoever is on call reads that strangers made room, and what counts.
-            await until(lambda: "connections ended" in (tmp_path / "log").read_text())
+            await until(lambda: "connection ended" in (tmp_path / "log").read_text())
             for writer in silent:
                 writer.transport.abort()
         finally:

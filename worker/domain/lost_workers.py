@@ -11,9 +11,9 @@ did it, or whether it was any: hosts lose power, too. What is known is where eac
 The runs with the strongest evidence are the *suspects*: the loss is counted for them. All others are *bystanders*: they
 go back to the queue, charged nothing. Where one suspect is left and it has lost ``WORKER_LOST_WORKER_LIMIT``
 workers in a row without getting further, the run is ended. Where several are equally suspect it takes ``SHARED`` times
-as many, since an innocent run may be among them; pauses of different lengths separate them before that. Runs of one organization
-that were all in the hands of the worker's process share the blame as one: several that stop workers together would
-otherwise shield each other.
+as many, since an innocent run may be among them; pauses of different lengths separate them before that. Runs of one
+organization that were all in the hands of the worker's process share the blame as one: several that stop workers
+together would otherwise shield each other.
 
 A machine that dies by itself counts against the runs on it, too, because it looks the same from here. It ends none that
 gets further between two deaths, and one that does not only when three machines in a row die under it.
