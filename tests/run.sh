@@ -144,7 +144,10 @@ fi
 leashed=()
 setpriv --pdeathsig KILL true 2>/dev/null && leashed=(setpriv --pdeathsig KILL)
 if wait_for_services; then
-    check "pytest" "${leashed[@]}" "$python" -m pytest ${marked:+-m "$marked"} "${@:-tests}"
+    # Most of a test's time is waiting, so one file more at a time than there are processors.
+    side_by_side=()
+    [ $# -eq 0 ] && side_by_side=(-n $(($(nproc) + 1)) --dist loadfile)
+    check "pytest" "${leashed[@]}" "$python" -m pytest "${side_by_side[@]}" ${marked:+-m "$marked"} "${@:-tests}"
 else
     verdicts+=("pytest: FAILED (no services)")
     failed=1

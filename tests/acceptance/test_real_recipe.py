@@ -153,7 +153,7 @@ async def test_a_run_on_half_broken_data_succeeds_with_a_verdict_for_every_file(
     report = json.loads(row["data_report"])
     assert report["counts"]["missing_file"] >= 1, "the manifest's line without a recording"
     figures = json.loads(row["figures"])
-    assert figures["test"]["utterances"] == TEST
+    assert figures["test"]["utterances"] >= TEST, "the rule adds to marked rows that are too few to measure by"
     assert {"substitutions", "deletions", "insertions", "cer", "wer"} <= set(figures["test"]["custom"])
     storage = open_storage((world.folder / "storage").as_uri())
     prefix = f"runs/{run}/1/export"
