@@ -31,6 +31,25 @@ def look(*_):
 parser.read_settings = look
 parser.main([{command!r}])
 """
+_OLD_SWEEP = """
+import sys
+from worker.launchers import processes, strays
+from worker.launchers.processes import Marked, all_processes, is_dead
+def marked_processes():
+    for process in all_processes().values():
+        if is_dead(process):
+            continue
+        try:
+            with open(f"/proc/{process.pid}/environ", "rb") as file:
+                variables = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\\0"))
+        except OSError:
+            continue
+        run_id, _, attempt = variables.get(b"TRAINING_ATTEMPT", b"").decode().rpartition(":")
+        if run_id == sys.argv[1]:  # tests beside this one have trainers, too
+            yield Marked(process, run_id, int(attempt), supervises=b"TRAINING_SUPERVISOR" in variables)
+strays.marked_processes = marked_processes
+print(strays.sweep_strays())
+"""
 
 
 @pytest.mark.parametrize("command", ["run", "api"])
@@ -74,6 +93,38 @@ asyncio.run(main())
 """
     done = unprivileged.run("-c", program, cwd=ROOT)
     assert json.loads(done.stdout) == [REFUSED, [False, True], 0]
+
+
+def test_a_worker_of_0_1_0_beside_us_leaves_our_trainers_alone(tmp_path):
+    """It looks for marks in environments only, cannot read our supervisors', and ends whom no supervisor watches."""
+    run = str(uuid.uuid4())
+    program = f"""
+import asyncio, json, subprocess, sys
+from pathlib import Path
+from uuid import UUID
+from schemas.steps import Step, StepSpec
+from worker.launchers.local import LocalLauncher, LocalOptions
+from worker.launchers.processes import marked_processes
+folder = Path({str(tmp_path)!r})
+trainer = "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']); " \\
+          "(open({str(tmp_path / "begun")!r}, 'w')).close(); time.sleep(100)"
+async def main():
+    launcher = LocalLauncher(LocalOptions(command=(sys.executable, "-c", trainer), scratch_root=folder / "scratch",
+                                          isolation="none"))
+    spec = StepSpec(run_id=UUID({run!r}), attempt=1, step=Step.TRAIN, recipe="x", recipe_version="1", seed=1,
+                    output=str(folder))
+    handle = await launcher.start(spec, lease_s=100, log=folder / "log")
+    while not (folder / "begun").exists():
+        await asyncio.sleep(0.01)
+    old = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", {_OLD_SWEEP!r}, {run!r}],
+                                  capture_output=True, text=True)
+    ours = sorted(marked.supervises for marked in marked_processes() if marked.run_id == {run!r})
+    await handle.kill()
+    print(json.dumps([old.stdout.strip(), old.stderr, ours]))
+asyncio.run(main())
+"""
+    done = unprivileged.run("-c", program, cwd=ROOT)
+    assert json.loads(done.stdout) == ["0", "", [False, False, True]]
 
 
 def test_a_stranger_who_names_our_argument_is_nobodys_supervisor():

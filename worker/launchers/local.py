@@ -18,7 +18,7 @@ from worker.launchers.devices import Devices, HeldDevice
 from worker.launchers.environment import trainer_environment
 from worker.launchers.interface import LauncherUnavailable
 from worker.launchers.local_handle import LocalHandle, Wires
-from worker.launchers.processes import SUPERVISED, SUPERVISOR_MARK
+from worker.launchers.processes import SUPERVISED, SUPERVISES, SUPERVISOR_MARK
 from worker.launchers.step_rules import Isolation, found_means, program_folders, rules_of
 from worker.launchers.strays import stop_attempts, sweep_strays
 from worker.launchers.supervisor import now
@@ -224,7 +224,7 @@ class LocalLauncher:
                 stdout=wires.supervisor_status,
                 stderr=wires.log,
                 cwd=scratch,
-                env={**environment, SUPERVISOR_MARK: "1"},
+                env={**environment, SUPERVISOR_MARK: SUPERVISES},
                 pass_fds=passed,
                 start_new_session=True,  # a terminal's Ctrl-C is for the worker, who decides
             )

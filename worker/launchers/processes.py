@@ -12,7 +12,11 @@ from contextlib import suppress
 ATTEMPT_MARK = "TRAINING_ATTEMPT"
 """Environment variable ``<run id>:<attempt>``; a test compares it with ``schemas.steps.ATTEMPT_MARK``."""
 SUPERVISOR_MARK = "TRAINING_SUPERVISOR"
-"""Set in a supervisor's own environment, never in its trainer's."""
+"""Set in a supervisor's own environment, to ``SUPERVISES``, and in its trainer's, to ``SUPERVISED_ITSELF``."""
+SUPERVISES, SUPERVISED_ITSELF = "1", "0"
+"""Workers of 0.1.0 look whether the name is set, in environments alone, and end every marked process above which they
+find none. They cannot read our supervisors': without the name in the trainer's they would end every trainer of a newer
+worker beside them on a host. A later release takes the name away from trainers."""
 
 SUPERVISED = "supervises="
 """Begins the argument by which a supervisor tells its attempt, ``<run id>:<attempt>``: others cannot read its
@@ -129,7 +133,7 @@ def marked_processes() -> Iterator[Marked]:
         mark = variables.get(ATTEMPT_MARK.encode(), b"").decode(errors="replace")
         run_id, _, attempt = mark.rpartition(":")
         if run_id and attempt.isdigit():
-            supervises = SUPERVISOR_MARK.encode() in variables
+            supervises = variables.get(SUPERVISOR_MARK.encode()) == SUPERVISES.encode()
             yield Marked(process, run_id, int(attempt), supervises=supervises)
 
 
@@ -168,4 +172,4 @@ def _told_by_arguments(pid: int) -> dict[bytes, bytes]:
     mark = next((argument for argument in arguments if argument.startswith(SUPERVISED.encode())), b"")
     if not mark or set(users) != {str(os.geteuid()).encode()}:
         return {}
-    return {ATTEMPT_MARK.encode(): mark.partition(b"=")[2], SUPERVISOR_MARK.encode(): b"1"}
+    return {ATTEMPT_MARK.encode(): mark.partition(b"=")[2], SUPERVISOR_MARK.encode(): SUPERVISES.encode()}

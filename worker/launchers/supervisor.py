@@ -30,7 +30,7 @@ from contextlib import suppress
 from worker.hardening import allow_inspection, confine, drop_privileges_of_root, forbid_inspection, limit
 from worker.launchers.bounded_log import BoundedLog
 from worker.launchers.memory import oom_kills, tree_bytes
-from worker.launchers.processes import SUPERVISOR_MARK, descendants, is_dead, is_still
+from worker.launchers.processes import SUPERVISED_ITSELF, SUPERVISOR_MARK, descendants, is_dead, is_still
 
 _CONTROL, _STATUS, _LOG, _EVENTS = 0, 1, 2, 3
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
@@ -185,7 +185,7 @@ class Supervisor:
                 fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
             for target, source in enumerate(moved):
                 os.dup2(source, target)
-            environment = {name: value for name, value in os.environ.items() if name != SUPERVISOR_MARK}
+            environment = {**os.environ, SUPERVISOR_MARK: SUPERVISED_ITSELF}
             self._confine()
             os.execvpe(self._command[0], self._command, environment)  # noqa: S606 - the launcher's own command
         except BaseException as error:  # noqa: BLE001 - nothing may return into the supervisor's code
