@@ -1,13 +1,15 @@
 """What a process of ours gives up for good. Standard library only: supervisors start with this in milliseconds."""
 
 import ctypes
+import math
 import os
 import resource
+import signal
 import struct
 from contextlib import suppress
 
 # of the kernel's include/uapi/linux/prctl.h, seccomp.h, capability.h and asm-generic/unistd.h
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 22, 24, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _SECCOMP_MODE_FILTER = 2
 _CAP_DAC_OVERRIDE, _CAPABILITIES = 1, 64
 _LANDLOCK_RESTRICT_SELF = 446
@@ -34,6 +36,34 @@ def _set_dumpable(*, dumpable: bool) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
 
 
+def end_with(owner: int) -> None:
+    """End this process (SIGKILL) when the one that started it ends, and at once where it has ended already.
+
+    Args:
+        owner: the process that started this one.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != owner:  # it ended before the line above: nobody would ever tell us
+        os._exit(1)
+
+
+def gain_no_privileges() -> None:
+    """Let no program that this process starts have more privileges than it: set-uid bits count no more.
+
+    Raises:
+        OSError: the kernel does not want to.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+
+
+def go_first() -> None:
+    """When the host runs out of memory this process goes, and not its owner."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123 - quick
+        file.write("500")
+
+
 def confine(ruleset: int | None, program: bytes) -> None:
     """Put this thread, and every process it starts, under rules that ``worker.confinement`` made.
 
@@ -44,9 +74,8 @@ def confine(ruleset: int | None, program: bytes) -> None:
     Raises:
         OSError: the kernel does not want to. Whoever was to be confined must not go on.
     """
+    gain_no_privileges()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "no_new_privs")
     if ruleset is not None and libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0):
         raise OSError(ctypes.get_errno(), "landlock_restrict_self")
     if program:
@@ -72,3 +101,15 @@ def limit(kind: int, most: int) -> None:
     _, hard = resource.getrlimit(kind)
     if hard == resource.RLIM_INFINITY or most < hard:
         resource.setrlimit(kind, (most, most))
+
+
+def allow_processor(more_s: float) -> None:
+    """Allow this process so much more time of the processor; past it the kernel ends it, whatever it is doing.
+
+    Args:
+        more_s: seconds from now, within the hard limit.
+    """
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + more_s)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

@@ -14,14 +14,16 @@ import pytest
 
 from tests.api.raw_http import code, dribbling, everything, status, talking
 from worker.api import connections, limits
-from worker.api.addresses import UNKNOWN, client_network
+from worker.api.addresses import UNKNOWN, Proxies, client_network
 from worker.api.connections import (
     LARGEST_ADDRESS_BYTES,
     LARGEST_HEAD_BYTES,
     MOST_HEADERS,
     MOST_PIPELINED,
+    Connections,
     Patience,
 )
+from worker.api.networks import parse_networks
 from worker.api.settings import ApiSettings
 
 ROOT = Path(__file__).parents[2]
@@ -246,6 +248,17 @@ class TestProxies:
                 assert b"401" in await reader.readuntil(b"\r\n\r\n")
         assert not live.app.state.connections.closed
 
+    async def test_a_trusted_proxy_is_known_in_the_dress_of_a_listener_on_both_families(self):
+        book = Connections(10, 1, Proxies(parse_networks("10.0.0.0/8")).trusts)
+
+        class Connection:
+            client = ("::ffff:10.0.0.1", 4711)
+            address = client_network(client[0])
+            loop = asyncio.get_running_loop()
+
+        assert [book.admit(Connection()) for _ in range(3)] == [True] * 3
+        assert not book.closed
+
     async def test_behind_it_requests_of_one_client_count(self, live, customer):
         model = await customer.model()
         live.app.state.api.limits.watchers_of_key.most = 10
@@ -260,7 +273,7 @@ class TestProxies:
             assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
             assert (await customer.http.get("/caller", headers=other)).status_code == 200
 
-    @pytest.mark.parametrize("wrong", ["*", "proxy.example", "10.0.0.1/8", "127.0.0.1 ::1"])
+    @pytest.mark.parametrize("wrong", ["*", "proxy.example", "10.0.0.1/8", "127.0.0.1;::1"])
     def test_what_is_no_network_is_refused_at_the_start(self, wrong):
         with pytest.raises(ValueError, match="api_trusted_proxies"):
             ApiSettings(api_trusted_proxies=wrong)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.api import keys
-from worker.api.addresses import Proxies, client_network, networks
+from worker.api.addresses import Proxies, client_network
 from worker.api.buckets import Buckets
+from worker.api.networks import parse_networks
 from worker.api.settings import ApiSettings
 
 
@@ -162,12 +163,12 @@ def test_trusted_proxies_that_are_no_networks_are_named():
     ],
 )
 def test_the_client_is_the_last_one_that_a_trusted_proxy_spoke_to(peer, forwarded, client):
-    assert Proxies(networks("10.0.0.0/8")).client(peer, [forwarded.encode()]) == client
+    assert Proxies(parse_networks("10.0.0.0/8")).client(peer, [forwarded.encode()]) == client
 
 
 @given(st.text(max_size=100), st.lists(st.binary(max_size=200), max_size=5))
 def test_no_header_makes_the_address_anything_but_an_address(peer, forwarded):
-    client = Proxies(networks("0.0.0.0/0, ::/0")).client("10.0.0.1", forwarded)
+    client = Proxies(parse_networks("0.0.0.0/0, ::/0")).client("10.0.0.1", forwarded)
     assert client_network(client) != "unknown"
     client_network(peer)
 

@@ -5,23 +5,14 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from worker.api.networks import Address, Network
+
 UNKNOWN: Final = "unknown"
 _LONGEST: Final = 60
 """Characters that an address with a zone and a port has at most."""
 _HOPS: Final = 20
 _CLIENT_PREFIX_BITS: Final = 64
 """What one subscriber gets of IPv6 at least: addresses in it are one client's."""
-
-
-def networks(text: str) -> tuple[Network, ...]:
-    """Comma-separated addresses and networks.
-
-    Raises:
-        ValueError: one of them is neither; names it.
-    """
-    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def _parsed(text: str) -> Address | None:

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from worker.api import report
 from worker.api.access import Keyring, Limiter, WrongKeys, require
 from worker.api.access_log import REQUEST_ID, AccessLog
-from worker.api.addresses import Proxies, networks
+from worker.api.addresses import Proxies
 from worker.api.api import Api
 from worker.api.door import Door, unavailable
 from worker.api.endpoints import ENDPOINTS, Endpoint
@@ -163,7 +163,7 @@ def create_app(settings: ApiSettings, storage: Storage) -> FastAPI:
     app.state.tracing = open_tracing(settings.traces_url, "speech-training-api")
     if settings.traces_url:
         app.add_middleware(TracedRequests, tracing=app.state.tracing, route_of=route_of)
-    proxies = Proxies(networks(settings.api_trusted_proxies))
+    app.state.proxies = proxies = Proxies(settings.trusted_proxies)
     app.add_middleware(AccessLog, log=log, trail=trail, proxies=proxies, metrics=metrics)  # outermost
     return app
 

@@ -10,7 +10,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 import httptools
@@ -63,7 +62,8 @@ class Connections:
     Args:
         most: connections at most.
         per_address: of one address at most.
-        trusted_proxies: networks whose connections are many clients'; they are counted by their requests instead.
+        trusts: whether an address is a trusted proxy's, whose connections are many clients'; they are counted by their
+            requests instead.
         patience: how long each state may last.
         ended: told of every connection that is ended here: why, and its address.
     """
@@ -72,7 +72,7 @@ class Connections:
         self,
         most: int,
         per_address: int,
-        trusted_proxies: list[str] | None = None,
+        trusts: Callable[[str], bool] = lambda _address: False,
         patience: Patience | None = None,
         ended: Callable[[str, str], None] = lambda _cause, _address: None,
     ) -> None:
@@ -80,7 +80,7 @@ class Connections:
         self._ended = ended
         self._most = most
         self._per_address = per_address
-        self._trusted: list[IPv4Network | IPv6Network] = [ip_network(proxy) for proxy in trusted_proxies or []]
+        self._trusts = trusts
         self._all: OrderedDict[PatientProtocol, None] = OrderedDict()
         self._unfinished: OrderedDict[PatientProtocol, None] = OrderedDict()
         self._idle: OrderedDict[PatientProtocol, None] = OrderedDict()
@@ -161,11 +161,7 @@ class Connections:
         self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
 
     def _is_trusted(self, new: "PatientProtocol") -> bool:
-        try:
-            address = ip_address(new.client[0] if new.client else "")
-        except ValueError:  # a Unix socket has none
-            return True
-        return any(address in network for network in self._trusted)
+        return new.client is None or self._trusts(new.client[0])  # a Unix socket has no address
 
 
 class PatientProtocol(HttpToolsProtocol):

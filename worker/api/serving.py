@@ -51,7 +51,7 @@ def server_config(app: FastAPI, patience: Patience | None = None) -> uvicorn.Con
     connections = Connections(
         limits.connections,
         limits.per_address,
-        settings.trusted_proxies,
+        app.state.proxies.trusts,
         patience,
         ended=app.state.log.connection_ended,
     )

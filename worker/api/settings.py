@@ -8,8 +8,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from worker.api.addresses import networks
-from worker.api.networks import parse_nameservers, parse_networks, parse_proxy
+from worker.api.networks import Network, parse_nameservers, parse_networks, parse_proxy
 from worker.encryption import parse_keys
 
 SECRETS_FOLDER = Path("/run/secrets")
@@ -160,7 +159,7 @@ class ApiSettings(BaseSettings):
         parse_keys(value.get_secret_value())
         return value
 
-    @field_validator("api_webhook_refused_networks")
+    @field_validator("api_trusted_proxies", "api_webhook_refused_networks")
     @classmethod
     def _networks_are_networks(cls, value: str) -> str:
         parse_networks(value)
@@ -205,21 +204,15 @@ class ApiSettings(BaseSettings):
     )
     api_audit_days: int = Field(default=400, ge=30, description="days that entries of the audit trail are kept")
 
-    @field_validator("api_trusted_proxies")
-    @classmethod
-    def _networks(cls, text: str) -> str:
-        networks(text)
-        return text
-
     @cached_property
     def origins(self) -> list[str]:
         """The allowed browser origins, one by one."""
         return _listed(self.api_allowed_origins)
 
     @cached_property
-    def trusted_proxies(self) -> list[str]:
+    def trusted_proxies(self) -> tuple[Network, ...]:
         """The networks of reverse proxies, one by one."""
-        return _listed(self.api_trusted_proxies)
+        return parse_networks(self.api_trusted_proxies)
 
 
 def _listed(text: str) -> list[str]:

@@ -11,16 +11,13 @@ bytes of length, the body::
 """
 
 import codecs
-import ctypes
 import io
 import json
-import math
 import os
 import resource
 import signal
 import struct
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -28,6 +25,7 @@ from typing import Any, Final
 from schemas.text import normalized
 from worker.data.text_tasks import TASKS
 from worker.data.transcripts import TextError
+from worker.hardening import allow_processor, end_with, gain_no_privileges, go_first, limit
 
 HEADER: Final = struct.Struct(">cI")
 REQUEST, DATA, END, VALUES = b"R", b"D", b"E", b"V"
@@ -37,31 +35,26 @@ _INPUT, _OUTPUT = 0, 1
 _BUFFER_BYTES: Final = 64 << 10
 _BATCH_LETTERS: Final = 16 << 10
 """Values are sent when they are this much together, so that the owner never computes on much at once."""
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _NICENESS: Final = 5
 
 
-def confine(owner: int, memory_bytes: int) -> None:
+def give_up_everything(owner: int, memory_bytes: int) -> None:
     """Give up what reading a text does not need.
 
     Args:
         owner: the process that started this one; this one ends with it.
         memory_bytes: of address space.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != owner:  # it ended before the line above
-        os._exit(1)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    end_with(owner)
+    gain_no_privileges()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the owner decides, who is told to stop at the same time
     os.nice(_NICENESS)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123 - quick
-        file.write("500")  # when the host runs out of memory this process goes, not its owner
+    go_first()
     _load_what_is_loaded_late()
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    limit(resource.RLIMIT_AS, memory_bytes)
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
-        resource.setrlimit(kind, (0, 0))  # descriptors that are open stay open; no other can be opened
+        limit(kind, 0)  # descriptors that are open stay open; no other can be opened
 
 
 def _load_what_is_loaded_late() -> None:
@@ -87,7 +80,7 @@ class Serving:
             self._read_file(json.loads(body))
 
     def _read_file(self, request: dict[str, Any]) -> None:
-        _allow_cpu(request["cpu_s"])
+        allow_processor(request["cpu_s"])
         chunks = self._chunks()
         try:
             self._send_values(TASKS[request["task"]](chunks, **request["options"]))
@@ -145,12 +138,6 @@ class Serving:
             rest = rest[os.write(_OUTPUT, rest) :]
 
 
-def _allow_cpu(seconds: float) -> None:
-    """Until the next file: past this the kernel ends us (SIGXCPU), whatever we are in the middle of."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
-
-
 def _where(error: BaseException) -> str:
     """What was raised and where; not what it says, which may quote the file."""
     places, trace = [], error.__traceback__
@@ -162,6 +149,6 @@ def _where(error: BaseException) -> str:
 
 def main() -> None:
     """Arguments: the owner's process id and the bytes of memory that this process may have."""
-    confine(int(sys.argv[1]), int(sys.argv[2]))
+    give_up_everything(int(sys.argv[1]), int(sys.argv[2]))
     with suppress(BrokenPipeError, ConnectionError):
         Serving().run()

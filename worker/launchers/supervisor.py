@@ -27,13 +27,22 @@ import sys
 import time
 from contextlib import suppress
 
-from worker.hardening import allow_inspection, confine, drop_privileges_of_root, forbid_inspection, limit
+from worker.hardening import (
+    allow_inspection,
+    confine,
+    drop_privileges_of_root,
+    end_with,
+    forbid_inspection,
+    gain_no_privileges,
+    go_first,
+    limit,
+)
 from worker.launchers.bounded_log import BoundedLog
 from worker.launchers.memory import oom_kills, tree_bytes
 from worker.launchers.processes import SUPERVISED_ITSELF, SUPERVISOR_MARK, descendants, is_dead, is_still
 
 _CONTROL, _STATUS, _LOG, _EVENTS = 0, 1, 2, 3
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_PR_SET_CHILD_SUBREAPER = 36
 _WAKE_S = 0.5
 """A frozen supervisor stands still for no longer; well below what lies between a pause and the end of its lease."""
 _SAMPLE_S = 2.0
@@ -166,15 +175,12 @@ class Supervisor:
         """The child's side of the fork: never returns."""
         try:
             os.setsid()
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != supervisor:  # it died before the line above: nobody would ever tell us
-                os._exit(1)
+            end_with(supervisor)
             allow_inspection()  # or the files of /proc/self are root's; the program is open again in any case
-            _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # a set-uid program could not be killed by us
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold customers' audio
+            gain_no_privileges()  # a set-uid program could not be killed by us
+            limit(resource.RLIMIT_CORE, 0)  # a core file would hold customers' audio
             os.nice(self._options.niceness)  # the worker's heartbeat comes first
-            with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 - as in processes
-                file.write("500")  # when the host runs out of memory the trainer goes, not the worker
+            go_first()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)  # ignored signals would stay ignored in the program

@@ -29,7 +29,7 @@ import numpy as np
 import soundfile
 
 from worker import confinement
-from worker.hardening import confine, limit
+from worker.hardening import allow_processor, confine, limit
 from worker.trainer.audio import Recording, UnreadableAudioError, opened_descriptor, to_samples
 from worker.trainer.memory import keep_freed_memory
 
@@ -151,11 +151,7 @@ class _Answers:
     @staticmethod
     def _allow(size: int) -> None:
         """So much more time of the processor; then the kernel ends this process, which says enough of the file."""
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        now = math.ceil(used.ru_utime + used.ru_stime)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        more = _PROCESSOR_S + _PROCESSOR_S_PER_MB * (size >> 20)
-        resource.setrlimit(resource.RLIMIT_CPU, (min(now + more, hard), hard))
+        allow_processor(_PROCESSOR_S + _PROCESSOR_S_PER_MB * (size >> 20))
 
 
 if __name__ == "__main__":

@@ -242,6 +242,24 @@ async def test_a_child_does_not_outlive_the_process_that_it_reads_for():
         await asyncio.sleep(0.01)
 
 
+def test_limits_of_the_host_that_are_lower_than_ours_stay_and_files_are_read():
+    program = (
+        "import asyncio, os, resource, sys\n"
+        "from worker.hardening import drop_privileges_of_root\n"
+        "if 'limited' not in sys.argv:\n"  # root may raise every limit
+        "    drop_privileges_of_root(); os.execv(sys.executable, [*sys.orig_argv, 'limited'])\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (30, 30))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "from tests.unit.load.test_text_reader import said\n"
+        "from worker.data.text_reader import ReadingLimits, TextReader\n"
+        "print(asyncio.run(said(TextReader(ReadingLimits(cpu_s=60, memory_bytes=4 << 30)))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False
+    )
+    assert done.stdout == "Hello there.\n", done.stderr[-2_000:]
+
+
 async def test_one_organizations_slow_files_leave_the_others_a_reader():
     readers = TextReaders(size=2)
     begun = asyncio.Event()
