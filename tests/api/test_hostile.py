@@ -7,8 +7,9 @@ import time
 
 import pytest
 import structlog
+from python_multipart.multipart import MultipartParser
 
-from worker.api import contents, outward
+from worker.api import contents, incoming, outward
 from worker.data.text_reader import ReadingLimits
 from worker.errors import DatabaseAway, StorageAway
 
@@ -317,3 +318,27 @@ class TestTexts:
         monkeypatch.setattr("worker.data.text_reader.subprocess.Popen", none_left)
         answer = await customer.http.post(f"/custom_models/{model['id']}/data", files=[("f", ("a.txt", b"words"))])
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+
+
+async def test_hundreds_of_tiny_files_leave_the_event_loop_turns_between_them(live, tmp_path):
+    """Other customers' polls are answered while one request makes a thousand files."""
+    (folder := tmp_path / "spool").mkdir()
+    spool = incoming._Spool(folder, live.settings, incoming.Incoming())
+    parser = MultipartParser(b"m", spool.callbacks())
+    parts = "".join(
+        f'--m\r\nContent-Disposition: form-data; name="f"; filename="n{n}.txt"\r\n\r\nw\r\n' for n in range(990)
+    )
+    turns = 0
+
+    async def somebody_else() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    waiting = asyncio.create_task(somebody_else())
+    await incoming._parse(parser, (parts + "--m--\r\n").encode())
+    waiting.cancel()
+    spool.close()
+    assert len(list(folder.iterdir())) == 990
+    assert turns >= 5
