@@ -70,7 +70,7 @@ async def cancel(api: Api, key: Key, request: Request) -> Response:
         )
         return await _cancelled(connection, row["custom_model_id"], row["id"])
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)
 
 
 async def _cancelled(connection: Connection, model_id: int, run_id: UUID) -> Answer:
@@ -175,4 +175,4 @@ async def serve_version(api: Api, key: Key, request: Request) -> Response:
         assert changed is not None
         return present.answer(present.model(changed, api.settings.minimum_audio_s))
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)
