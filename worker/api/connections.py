@@ -10,14 +10,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from worker.api.addresses import UNKNOWN, client_network
+from worker.api.addresses import UNKNOWN, Proxies, client_network
 from worker.api.problems import MEDIA_TYPE, Refused
 
 LARGEST_HEAD_BYTES: Final = 64 * 1024
@@ -58,12 +57,12 @@ class Connections:
     There are those that have not finished a head, and those that are between two requests. The oldest of the larger
     group goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and
     many have to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never
-    ended for room.
+    ended for room; strangers' requests, whose answers they do not take, count as none.
 
     Args:
         most: connections at most.
         per_address: of one address at most.
-        trusted_proxies: networks whose connections are many clients'; they are counted by their requests instead.
+        proxies: whose connections are many clients'; they are counted by their requests instead.
         patience: how long each state may last.
         ended: told of every connection that is ended here: why, and its address.
     """
@@ -72,7 +71,7 @@ class Connections:
         self,
         most: int,
         per_address: int,
-        trusted_proxies: list[str] | None = None,
+        proxies: Proxies | None = None,
         patience: Patience | None = None,
         ended: Callable[[str, str], None] = lambda _cause, _address: None,
     ) -> None:
@@ -80,7 +79,7 @@ class Connections:
         self._ended = ended
         self._most = most
         self._per_address = per_address
-        self._trusted: list[IPv4Network | IPv6Network] = [ip_network(proxy) for proxy in trusted_proxies or []]
+        self._proxies = proxies or Proxies()
         self._all: OrderedDict[PatientProtocol, None] = OrderedDict()
         self._unfinished: OrderedDict[PatientProtocol, None] = OrderedDict()
         self._idle: OrderedDict[PatientProtocol, None] = OrderedDict()
@@ -119,7 +118,7 @@ class Connections:
             del self._of_address[gone.address]
 
     def waits(self, connection: "PatientProtocol", *, idle: bool) -> None:
-        """A connection has no request under way: it is between two (idle), or owes us the rest of one."""
+        """A connection has no request under way that counts: it is between two (idle), or owes us the rest of one."""
         if connection in self._all:
             self.works(connection)
             (self._idle if idle else self._unfinished)[connection] = None
@@ -161,11 +160,7 @@ class Connections:
         self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
 
     def _is_trusted(self, new: "PatientProtocol") -> bool:
-        try:
-            address = ip_address(new.client[0] if new.client else "")
-        except ValueError:  # a Unix socket has none
-            return True
-        return any(address in network for network in self._trusted)
+        return new.client is None or self._proxies.trusts(new.client[0])  # a Unix socket has no address
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -232,7 +227,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._head_open, self._body_open = False, True
         super().on_headers_complete()
         self._since = self.loop.time()
-        self.book.works(self)
+        if not self.flow.write_paused:
+            self.book.works(self)
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
@@ -255,6 +251,18 @@ class PatientProtocol(HttpToolsProtocol):
                 self._now_owes()
             else:
                 self._now_idle()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers: a stranger's connection gives way as if it were idle."""
+        super().pause_writing()
+        if not self._key_is_known():
+            self.book.waits(self, idle=True)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        if self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing():
+            self.book.works(self)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the reason is known better here
         """A problem document instead of uvicorn's text, and the end of the connection."""
@@ -307,6 +315,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._answer(Refused("too_slow", "The request's head did not arrive in time."))
         return True
 
+    def _key_is_known(self) -> bool:
+        """Whether the newest request has a valid key: its organization then has a limited number of them."""
+        record = None if self.cycle is None else self.cycle.scope.get("record")
+        return record is not None and record.key is not None
+
     def _now_owes(self) -> None:
         self._since = self.loop.time()
         self.book.waits(self, idle=False)
@@ -334,6 +347,7 @@ class PatientProtocol(HttpToolsProtocol):
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
+        self.book.waits(self, idle=True)  # whatever is under way: nobody is owed an answer any more
 
 
 def _head_too_large() -> Refused:
