@@ -1,9 +1,8 @@
 """Runs of a model: listed, looked at, cancelled; their log and report; versions and roll-back."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
-from uuid import UUID
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -63,19 +62,28 @@ async def cancel(api: Api, key: Key, request: Request) -> Response:
 
     async def effect(connection: Connection) -> Answer:
         await store.hold_organization(connection, row["organization_id"])
+        before, _ = await _now(connection, row)
         if not await store.stop_run(connection, row["id"]):
             raise Refused("run_over", "The run is over.")
-        await audit(
-            connection, key, row["organization_id"], "cancel_run", model_id=row["custom_model_id"], run_id=row["id"]
-        )
-        return await _cancelled(connection, row["custom_model_id"], row["id"])
+        if not before["cancel_requested"]:  # asking again changes nothing, and fills no audit trail
+            await audit(
+                connection, key, row["organization_id"], "cancel_run", model_id=row["custom_model_id"], run_id=row["id"]
+            )
+        return present.answer(present.run_detail(*await _now(connection, row)), 202)
 
     return await once(api, request, key, b"", effect)
 
 
-async def _cancelled(connection: Connection, model_id: int, run_id: UUID) -> Answer:
-    row, transitions = await store.run_now(connection, model_id, run_id)
-    return present.answer(present.run_detail(row, transitions), 202)
+async def _now(connection: Connection, run: Record) -> tuple[Record, Sequence[Record]]:
+    """A run and its history, while its organization is held.
+
+    Raises:
+        Refused: the model was deleted since the run was looked up.
+    """
+    now = await store.run_now(connection, run["custom_model_id"], run["id"])
+    if now is None:
+        raise not_found("run")
+    return now
 
 
 async def read_log(api: Api, key: Key, request: Request) -> Response:
