@@ -317,7 +317,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _key_is_known(self) -> bool:
         """Whether the newest request has a valid key: its organization then has a limited number of them."""
-        record = None if self.cycle is None else self.cycle.scope.get("record")
+        record: Any = None if self.cycle is None else self.cycle.scope.get("record")
         return record is not None and record.key is not None
 
     def _now_owes(self) -> None:
