@@ -254,6 +254,20 @@ class TestCounts:
             assert (await everything(reading)).endswith(b"line\n" * 2_000_000)
         assert book.closed["refused"] == 0
 
+    async def test_answers_that_nobody_takes_hold_a_bounded_part_of_memory(self, live, monkeypatch):
+        monkeypatch.setattr(connections, "MOST_PIPELINED", 1_000)
+        monkeypatch.setattr(connections, "MOST_UNREAD_BYTES", most := 500_000)
+        monkeypatch.setattr(connections, "_LOOK_S", 0.05)
+        book = live.app.state.connections
+        book._per_address = 1_000
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                _, writer = await stack.enter_async_context(talking(live))
+                writer.transport.pause_reading()
+                writer.write(b"GET /api/v3/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+            await until(lambda: book.closed["stalled"] and all(one.flow.write_paused for one in book._all))
+            assert sum(one.unread for one in book._all) <= most
+
     async def test_when_all_have_a_request_under_way_a_new_one_is_told_503(self, live, customer):
         model = await customer.model()
         for places in (live.app.state.api.limits.watchers, live.app.state.api.limits.watchers_of_key):

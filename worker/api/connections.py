@@ -26,6 +26,8 @@ LARGEST_ADDRESS_BYTES: Final = 8 * 1024
 MOST_HEADERS: Final = 128
 MOST_PIPELINED: Final = 16
 """Requests that a client may send before the answer to the first."""
+MOST_UNREAD_BYTES: Final = 256 << 20
+"""Of answers in our memory that clients have not taken, all connections together; beyond it the largest go."""
 _LOOK_S: Final = 1.0
 _LOG: Final = structlog.get_logger("api")
 
@@ -157,7 +159,19 @@ class Connections:
                 self.tell(connection, why)  # it has a moment to read why
             elif why is not None:
                 self.end(connection, why)
+        self._bound_unread()
         self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
+
+    def _bound_unread(self) -> None:
+        """End connections whose clients take nothing, where they hold too much of our memory together."""
+        unread = sum(connection.unread for connection in self._all)
+        if unread <= MOST_UNREAD_BYTES:
+            return
+        for connection in sorted(self._all, key=lambda one: one.unread, reverse=True):
+            unread -= connection.unread
+            self.end(connection, "stalled")
+            if unread <= MOST_UNREAD_BYTES:
+                return
 
     def _is_trusted(self, new: "PatientProtocol") -> bool:
         return new.client is None or self._proxies.trusts(new.client[0])  # a Unix socket has no address
@@ -290,6 +304,11 @@ class PatientProtocol(HttpToolsProtocol):
             else ("idle", patience.idle_s)
         )
         return why if now - self._since > limit_s else None
+
+    @property
+    def unread(self) -> int:
+        """Bytes of answers that the client had not taken at the last look."""
+        return self._left
 
     def _is_stalled(self, now: float) -> bool:
         """Whether the client takes nothing of what is written, or has taken too long over it."""
