@@ -176,6 +176,11 @@ select pg_try_advisory_xact_lock(1907, hashint8($1::bigint)) as mine
 delete from step_outputs s
 where s.organization_id = $1 and exists (select from unnest($2::uuid[]) as r (id) where s.address like 'runs/' || r.id || '/%')
 
+-- name: purge_names
+-- What a deleted model's manifests name, before the manifests: of one there may be 200,000, and a statement must end in time.
+delete from manifest_names where (data_id, audio_name) in (
+    select data_id, audio_name from manifest_names where custom_model_id = $1 order by audio_name limit $2)
+
 -- name: purge_rows
 -- Rows of a deleted model's data, after its bytes: a few at a time, for the organization's counts are locked meanwhile.
 delete from training_data where id in (select id from training_data where custom_model_id = $1 order by id limit $2)

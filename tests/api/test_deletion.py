@@ -216,6 +216,27 @@ async def test_a_purge_that_dies_half_way_goes_on_and_holds_no_lock_for_all_of_a
     assert await rows_with(live, CANARY) == {}
 
 
+async def test_a_purge_deletes_the_names_in_manifests_a_few_at_a_time(live, customer, monkeypatch):
+    """In one statement with their manifests millions of them take longer than a statement may, each time again."""
+    model = await customer.model()
+    lines = b"".join(b'{"audio_filepath": "%d.wav"}\n' % number for number in range(20))
+    await customer.http.post(f"/custom_models/{model['id']}/data", files=[("f", ("m.jsonl", lines))])
+    await customer.http.delete(f"/custom_models/{model['id']}")
+    monkeypatch.setattr(tidying_module, "_ROWS_AT_ONCE", 8)
+    execute, left = live.database.execute, []
+
+    async def watched(query: str, *arguments: Any) -> int:
+        done = await execute(query, *arguments)
+        row = await live.database.fetch_row("select count(*) as n from manifest_names")
+        left.append(row["n"])
+        return done
+
+    monkeypatch.setattr(live.database, "execute", watched)
+    await tidy(live)
+    assert max(before - after for before, after in zip([20, *left], left, strict=False)) == 8
+    assert left[-1] == 0
+
+
 async def test_two_processes_never_purge_one_model_at_the_same_time(live, customer):
     model = await customer.model()
     await customer.http.delete(f"/custom_models/{model['id']}")

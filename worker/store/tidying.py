@@ -118,8 +118,9 @@ class TidyStore:
                 await connection.execute(_Q["forget_outputs_of_runs"], model.organization_id, list(model.runs))
                 await connection.execute(_Q["forget_checkpoints_of_runs"], list(model.runs))
             await delete(model)
-            while await self._database.execute(_Q["purge_rows"], model.model_id, _ROWS_AT_ONCE):
-                pass
+            for part in ("purge_names", "purge_rows"):
+                while await self._database.execute(_Q[part], model.model_id, _ROWS_AT_ONCE):
+                    pass
             async with self._database.transaction() as connection:
                 await connection.execute(_Q["purge_uploads"], model.model_id)
                 await connection.execute(_Q["purge_removals"], model.model_id)
