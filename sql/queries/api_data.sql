@@ -129,21 +129,30 @@ delete from uploads where id = $1 and custom_model_id = $2 returning parts, rece
 
 -- name: stale_uploads
 -- Files that nobody sends any more.
+select id, custom_model_id from uploads where changed_at < now() - interval '24 hours' order by changed_at limit $1
+
+-- name: end_stale_uploads
+-- Those of one model that are still stale and nobody else ends.
 delete from uploads where id in (
-    select id from uploads where changed_at < now() - interval '24 hours' order by changed_at limit 100 for update skip locked)
+    select id from uploads where id = any ($1::uuid[]) and changed_at < now() - interval '24 hours' for update skip locked)
 returning id, custom_model_id, parts, received
+
+-- let stored_to: exists (select from removals y where y.address = r.address and y.due_at > now())
+-- let may_be_read: exists (select from training_runs a where a.custom_model_id = r.custom_model_id and a.ended_at is null)
+-- let is_due: r.due_at <= now() and not {stored_to} and not {may_be_read}
 
 -- name: due_removals
 -- Bytes to look at again: whoever was storing them has committed by now, and no run can still read them.
-select r.id, r.address, r.custom_model_id,
+select r.id, r.custom_model_id from removals r where {is_due} order by r.due_at, r.id limit $1
+
+-- name: hold_removals
+-- Those of one model that are still due and nobody else looks at, and whether a row owns the bytes.
+select r.id, r.address,
     exists (select from training_data d where d.address = r.address offset 0)
     or r.address like '%/parts/%'
         and exists (select from uploads u where u.custom_model_id = r.custom_model_id and r.address = any (u.parts) offset 0) as used
 from removals r
-where r.due_at <= now()
-    and not exists (select from removals y where y.address = r.address and y.due_at > now())
-    and not exists (select from training_runs a where a.custom_model_id = r.custom_model_id and a.ended_at is null)
-order by r.due_at, r.id limit $1
+where r.id = any ($1::bigint[]) and {is_due}
 for update of r skip locked
 
 -- name: removed
@@ -167,6 +176,11 @@ select pg_try_advisory_xact_lock(1907, hashint8($1::bigint)) as mine
 delete from step_outputs s
 where s.organization_id = $1 and exists (select from unnest($2::uuid[]) as r (id) where s.address like 'runs/' || r.id || '/%')
 
+-- name: purge_names
+-- What a deleted model's manifests name, before the manifests: of one there may be 200,000, and a statement must end in time.
+delete from manifest_names where (data_id, audio_name) in (
+    select data_id, audio_name from manifest_names where custom_model_id = $1 order by audio_name limit $2)
+
 -- name: purge_rows
 -- Rows of a deleted model's data, after its bytes: a few at a time, for the organization's counts are locked meanwhile.
 delete from training_data where id in (select id from training_data where custom_model_id = $1 order by id limit $2)
@@ -176,8 +190,10 @@ delete from training_data where id in (select id from training_data where custom
 delete from uploads where custom_model_id = $1
 
 -- name: purge_removals
--- What the purge has removed with all else of the model; not what a request is still storing.
-delete from removals where custom_model_id = $1 and due_at <= now()
+-- What the purge has removed with all else of the model; not what a request is still storing, nor what another process is
+-- removing: the counts are locked here, and nobody should wait for them as long as for storage.
+delete from removals where id in (
+    select id from removals where custom_model_id = $1 and due_at <= now() for update skip locked)
 
 -- name: purge_erasures
 -- The whole model is gone, not only these files.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -215,6 +216,27 @@ async def test_a_purge_that_dies_half_way_goes_on_and_holds_no_lock_for_all_of_a
     assert await rows_with(live, CANARY) == {}
 
 
+async def test_a_purge_deletes_the_names_in_manifests_a_few_at_a_time(live, customer, monkeypatch):
+    """In one statement with their manifests millions of them take longer than a statement may, each time again."""
+    model = await customer.model()
+    lines = b"".join(b'{"audio_filepath": "%d.wav"}\n' % number for number in range(20))
+    await customer.http.post(f"/custom_models/{model['id']}/data", files=[("f", ("m.jsonl", lines))])
+    await customer.http.delete(f"/custom_models/{model['id']}")
+    monkeypatch.setattr(tidying_module, "_ROWS_AT_ONCE", 8)
+    execute, left = live.database.execute, []
+
+    async def watched(query: str, *arguments: Any) -> int:
+        done = await execute(query, *arguments)
+        row = await live.database.fetch_row("select count(*) as n from manifest_names")
+        left.append(row["n"])
+        return done
+
+    monkeypatch.setattr(live.database, "execute", watched)
+    await tidy(live)
+    assert max(before - after for before, after in zip([20, *left], left, strict=False)) == 8
+    assert left[-1] == 0
+
+
 async def test_two_processes_never_purge_one_model_at_the_same_time(live, customer):
     model = await customer.model()
     await customer.http.delete(f"/custom_models/{model['id']}")
@@ -225,6 +247,65 @@ async def test_two_processes_never_purge_one_model_at_the_same_time(live, custom
 
     assert await TidyStore(live.database).purge(beside, b"")
     assert others == [False]
+
+
+HOLD_COUNTS = "select from organization_counts where organization_id = $1 for no key update"
+
+
+async def waits_for_a_lock(live: Any) -> None:
+    waiting = (
+        "select count(*) as n from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(10):
+        while not (await live.database.fetch_row(waiting))["n"]:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("what", ["removals", "stale uploads"])
+async def test_tidying_that_waits_for_one_organization_holds_up_no_other(live, customer, stranger, what):
+    """An upload holds its organization's counts for seconds; the rows of all are tidied together."""
+    both = [(one, await one.model()) for one in (customer, stranger)]
+    for one, model in both:
+        await one.feed(model["id"], name=f"speech {one.id}")
+        await one.http.post(f"/custom_models/{model['id']}/uploads", json={"name": "b.wav", "bytes": 10})
+    if what == "removals":
+        await live.database.execute(
+            "insert into removals (address, custom_model_id, bytes) select address, custom_model_id, 1 "
+            "from training_data"
+        )
+        await live.database.execute("update removals set due_at = now()")
+    else:
+        await live.database.execute("update uploads set changed_at = now() - interval '2 days'")
+    store = TidyStore(live.database)
+    async with live.database.transaction() as connection:
+        await connection.fetch(HOLD_COUNTS, stranger.id)
+        tidying = asyncio.create_task(
+            store.remove(live.storage.delete) if what == "removals" else store.end_stale_uploads()
+        )
+        await waits_for_a_lock(live)
+        await connection.fetch("set local lock_timeout = '5s'")
+        await connection.fetch(HOLD_COUNTS, customer.id)  # as the other organization's next upload would
+    await tidying
+    left = await live.database.fetch_row(
+        f"select count(*) as n from {what.split()[-1]} where custom_model_id = any($1)",
+        [model["id"] for _, model in both],
+    )
+    assert left["n"] == 0
+
+
+async def test_a_purge_waits_for_no_bytes_that_another_process_is_removing(live, customer):
+    model = await customer.model()
+    await customer.feed(model["id"])
+    await customer.http.delete(f"/custom_models/{model['id']}")
+    await live.database.execute(
+        "insert into removals (address, custom_model_id, bytes, due_at) values ('a', $1, 1, now())", model["id"]
+    )
+    async with live.database.transaction() as connection:
+        await connection.fetch("select from removals for update")
+        async with asyncio.timeout(20):
+            await tidying(live).once()
+    row = await live.database.fetch_row("select purged_at from custom_models where id = $1", model["id"])
+    assert row["purged_at"] is not None
 
 
 async def test_a_repeated_creation_of_a_deleted_model_makes_no_second_one(live, customer):

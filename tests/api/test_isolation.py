@@ -11,7 +11,9 @@ BESIDE = {
     "forget_answers",
     "forget_deliveries",
     "stale_uploads",
+    "end_stale_uploads",
     "due_removals",
+    "hold_removals",
     "removed",
     "to_purge",
 }

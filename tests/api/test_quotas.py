@@ -230,6 +230,19 @@ async def test_making_and_deleting_in_a_loop_ends_for_the_day_and_deleting_never
     assert (await customer.http.post("/custom_models", json=body)).status_code == 201
 
 
+async def test_kept_refusals_end_for_the_day_and_refusing_does_not(live, customer):
+    """Each is a row for a day, whatever is deleted: refused requests with ever new names must not fill the table."""
+    await limited(live, customer, changes=3)
+    for number in range(6):
+        headers = {"Idempotency-Key": f"k-{number}"}
+        for method, path in (("POST", "/custom_models/77/run"), ("DELETE", "/custom_models/77/data/1")):
+            answers = [await customer.http.request(method, path, headers=headers) for _ in range(2)]
+            assert [(one.status_code, one.json()["code"]) for one in answers] == [(404, "not_found")] * 2
+    row = await live.database.fetch_row("select count(*) as n from idempotency_keys")
+    assert row["n"] == 3
+    assert (await counts(live, customer))["changes"] == 3
+
+
 async def test_counts_are_what_the_rows_say_after_everything_has_come_and_gone(live, customer):
     async def come_and_go(number: int) -> None:
         model = await customer.model(f"Model {number}")

@@ -119,6 +119,32 @@ async def test_cancel_of_a_queued_run_ends_it_and_of_a_running_one_asks_its_owne
     assert (await customer.http.get(path)).json()["training_status"] == 1
 
 
+async def test_asking_again_for_a_cancel_fills_no_audit_trail(live, customer):
+    """Nothing counts it, so that it is always possible; and it would be a row for a year."""
+    _, path = await started(customer)
+    await claim(live)
+    answers = [await customer.http.post(path + "/cancel") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202] * 3
+    row = await live.database.fetch_row("select count(*) as n from audit_log where action = 'cancel_run'")
+    assert row["n"] == 1
+
+
+async def test_a_cancel_whose_model_is_deleted_meanwhile_is_404_and_no_fault(live, customer):
+    model, path = await started(customer)
+    await claim(live)
+    async with live.database.transaction() as connection:
+        await connection.fetch("select from organizations where id = $1 for no key update", customer.id)
+        cancelled = asyncio.create_task(customer.http.post(path + "/cancel"))
+        waiting = (
+            "select count(*) as n from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        async with asyncio.timeout(10):
+            while not (await live.database.fetch_row(waiting))["n"]:
+                await asyncio.sleep(0.01)
+        await connection.execute("update custom_models set deleted_at = now() where id = $1", model["id"])
+    assert ((await cancelled).status_code, (await cancelled).json()["code"]) == (404, "not_found")
+
+
 async def test_a_deleted_model_is_not_brought_back_by_its_run(live, customer):
     model, _ = await started(customer)
     run = await claim(live)

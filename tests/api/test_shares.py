@@ -8,6 +8,7 @@ import pytest
 
 from tests.api.conftest import customer_of, wav
 from tests.api.raw_http import answered, chunk, code, dribbling, head, status, talking
+from tests.api.test_runs import RUNS, claim, started
 from worker.api import bodies, limits, turns
 from worker.api import keys as key_commands
 from worker.store import api_data
@@ -410,6 +411,40 @@ class TestStreams:
             opened = await asyncio.gather(*(self.opened(stack, customer.http, model["id"]) for _ in range(12)))
             statuses = sorted(answer.status_code for answer, _ in opened)
         assert statuses == [200] * 3 + [503] * 9
+
+
+class TestDownloads:
+    async def test_slow_readers_of_logs_leave_places_for_others_and_give_theirs_back(self, live, customer, stranger):
+        """Each would hold an open file and a piece of it; a thousand of them all that the process may open."""
+        places = live.app.state.api.limits.downloads
+        places.most = 2
+        paths = [await logged(live, one, b"line\n" * 2_000_000) for one in (customer, stranger)]
+        path = f"/api/v3{paths[0]}/log"
+        ask = f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {customer.key.secret}\r\n\r\n".encode()
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2):
+                _, writer = await stack.enter_async_context(talking(live, ask))
+                writer.transport.pause_reading()
+            async with asyncio.timeout(20):
+                while places.taken < 2:
+                    await asyncio.sleep(0.01)
+            for kind in ("", "?tail=5"):
+                refused = await customer.http.get(f"{paths[0]}/log{kind}")
+                assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+            assert (await stranger.http.get(f"{paths[1]}/log")).status_code == 200
+        async with asyncio.timeout(20):
+            while places.taken:
+                await asyncio.sleep(0.01)
+        assert (await customer.http.get(f"{paths[0]}/log?tail=5")).text == "line\n" * 5
+
+
+async def logged(live, customer, text):
+    """A run under way that has a log; its path."""
+    _, path = await started(customer)
+    run = await claim(live)
+    await live.storage.put_bytes(address := f"runs/{run['id']}/1/log.txt", text)
+    await live.database.fetch(RUNS["record_log"], run["id"], 1, address)
+    return path
 
 
 class TestRequestsAtOnce:

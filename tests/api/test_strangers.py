@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from tests.api.raw_http import code, dribbling, everything, status, talking
+from tests.api.raw_http import answered, code, dribbling, everything, status, talking
+from tests.api.test_runs import RUNS, claim, started
 from worker.api import connections, limits
-from worker.api.addresses import UNKNOWN, Proxies, client_network
+from worker.api.addresses import UNKNOWN, Proxies, client_network, networks
 from worker.api.connections import (
     LARGEST_ADDRESS_BYTES,
     LARGEST_HEAD_BYTES,
@@ -106,6 +108,18 @@ class TestHeads:
         last = GET + b"Connection: close\r\n\r\n"
         async with talking(live, (GET + b"\r\n") * 5 + last) as (reader, _):
             assert (await everything(reader)).count(b"HTTP/1.1 401") == 6
+
+    @pytest.mark.parametrize("kind", [b"h2c", b"websocket"])
+    async def test_one_that_wants_another_protocol_is_answered_and_leaves_no_line_of_the_servers(
+        self, live, customer, caplog, kind
+    ):
+        ask = GET + b"Authorization: Bearer %s\r\n" % customer.key.secret.encode()
+        upgrade = ask + b"Connection: Upgrade\r\nUpgrade: %s\r\n\r\n" % kind
+        async with talking(live, upgrade) as (reader, writer):
+            assert status(await answered(reader)) == 200
+            writer.write(ask + b"\r\n")  # and goes on without
+            assert status(await answered(reader)) == 200
+        assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 class TestPatience:
@@ -214,6 +228,48 @@ class TestCounts:
             writer.write(b"late\r\n\r\n")
             assert b"HTTP/1.1 401" in await reader.readuntil(b"\r\n\r\n")
 
+    async def test_strangers_who_take_no_answers_give_way_and_customers_who_read_slowly_do_not(
+        self, live, customer, monkeypatch
+    ):
+        monkeypatch.setattr(connections, "MOST_PIPELINED", 1_000)
+        book = live.app.state.connections
+        book._per_address = 1_000
+        _, path = await started(customer)
+        run = await claim(live)
+        await live.storage.put_bytes(log := f"runs/{run['id']}/1/log.txt", b"line\n" * 2_000_000)
+        await live.database.fetch(RUNS["record_log"], run["id"], 1, log)
+        ask = b"GET /api/v3%s/log HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n"
+        await customer.http.aclose()
+        await until(lambda: not book._all)
+        async with contextlib.AsyncExitStack() as stack:
+            reading, _ = await stack.enter_async_context(
+                talking(live, ask % (path.encode(), customer.key.secret.encode()))
+            )
+            for _ in range(23):
+                _, writer = await stack.enter_async_context(talking(live))
+                writer.transport.pause_reading()
+                writer.write(b"GET /api/v3/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+            await until(lambda: len(book) == 24 and all(one.flow.write_paused for one in book._all))
+            for _ in range(30):
+                async with talking(live, GET + b"Connection: close\r\n\r\n") as (reader, _):
+                    assert status(await everything(reader)) == 401
+            assert (await everything(reading)).endswith(b"line\n" * 2_000_000)
+        assert book.closed["refused"] == 0
+
+    async def test_answers_that_nobody_takes_hold_a_bounded_part_of_memory(self, live, monkeypatch):
+        monkeypatch.setattr(connections, "MOST_PIPELINED", 1_000)
+        monkeypatch.setattr(connections, "MOST_UNREAD_BYTES", most := 500_000)
+        monkeypatch.setattr(connections, "_LOOK_S", 0.05)
+        book = live.app.state.connections
+        book._per_address = 1_000
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                _, writer = await stack.enter_async_context(talking(live))
+                writer.transport.pause_reading()
+                writer.write(b"GET /api/v3/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+            await until(lambda: book.closed["stalled"] and all(one.flow.write_paused for one in book._all))
+            assert sum(one.unread for one in book._all) <= most
+
     async def test_when_all_have_a_request_under_way_a_new_one_is_told_503(self, live, customer):
         model = await customer.model()
         for places in (live.app.state.api.limits.watchers, live.app.state.api.limits.watchers_of_key):
@@ -272,6 +328,12 @@ class TestProxies:
             refused = await customer.http.get("/caller", headers=one)
             assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
             assert (await customer.http.get("/caller", headers=other)).status_code == 200
+
+    def test_a_trusted_proxy_is_one_on_a_port_for_both_families_too(self):
+        """There an IPv4 address is shown as IPv6."""
+        book = connections.Connections(40, 2, Proxies(networks("192.0.2.7")))
+        clients = [("::ffff:192.0.2.7", 1), ("192.0.2.7", 1), ("192.0.2.8", 1), None]
+        assert [book._is_trusted(SimpleNamespace(client=client)) for client in clients] == [True, True, False, True]
 
     @pytest.mark.parametrize("wrong", ["*", "proxy.example", "10.0.0.1/8", "127.0.0.1;::1"])
     def test_what_is_no_network_is_refused_at_the_start(self, wrong):

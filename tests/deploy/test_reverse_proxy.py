@@ -13,7 +13,7 @@ import yaml
 from deploy.local.optional import SEARCHED
 from worker.api.bodies import PATIENCE_S
 from worker.api.connections import LARGEST_HEAD_BYTES, Patience
-from worker.api.limits import DESCRIPTORS_PER_UPLOAD, OTHER_DESCRIPTORS
+from worker.api.limits import DESCRIPTORS_PER_UPLOAD, MOST_DOWNLOADS, OTHER_DESCRIPTORS
 from worker.api.settings import ApiSettings
 from worker.api.watch import LONGEST_WATCH_S
 
@@ -108,8 +108,7 @@ def test_the_unit_has_descriptors_for_what_the_settings_allow() -> None:
     settings = ApiSettings()
     unit = Path("deploy/systemd/speech-training-api.service").read_text(encoding="utf-8")
     files = int(re.findall(r"^LimitNOFILE=(\d+)$", unit, re.MULTILINE)[0])
-    others = (
-        OTHER_DESCRIPTORS + settings.api_database_connections + settings.api_uploads_at_once * DESCRIPTORS_PER_UPLOAD
-    )
+    uploads = settings.api_uploads_at_once * DESCRIPTORS_PER_UPLOAD
+    others = OTHER_DESCRIPTORS + settings.api_database_connections + uploads + MOST_DOWNLOADS
     assert files >= settings.api_connections + others
     assert re.search(r"^MemoryMax=", unit, re.MULTILINE)

@@ -16,7 +16,7 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from worker.api.addresses import UNKNOWN, client_network
+from worker.api.addresses import UNKNOWN, Proxies, client_network
 from worker.api.problems import MEDIA_TYPE, Refused
 
 LARGEST_HEAD_BYTES: Final = 64 * 1024
@@ -26,6 +26,8 @@ LARGEST_ADDRESS_BYTES: Final = 8 * 1024
 MOST_HEADERS: Final = 128
 MOST_PIPELINED: Final = 16
 """Requests that a client may send before the answer to the first."""
+MOST_UNREAD_BYTES: Final = 256 << 20
+"""Of answers in our memory that clients have not taken, all connections together; beyond it the largest go."""
 _LOOK_S: Final = 1.0
 _LOG: Final = structlog.get_logger("api")
 
@@ -57,13 +59,12 @@ class Connections:
     There are those that have not finished a head, and those that are between two requests. The oldest of the larger
     group goes, so that neither silent strangers nor idle ones keep an honest client out: it sends its head at once, and
     many have to come after it before it is the oldest. Of one address the oldest goes. Requests under way are never
-    ended for room.
+    ended for room; strangers' requests, whose answers they do not take, count as none.
 
     Args:
         most: connections at most.
         per_address: of one address at most.
-        trusts: whether an address is a trusted proxy's, whose connections are many clients'; they are counted by their
-            requests instead.
+        proxies: whose connections are many clients'; they are counted by their requests instead.
         patience: how long each state may last.
         ended: told of every connection that is ended here: why, and its address.
     """
@@ -72,7 +73,7 @@ class Connections:
         self,
         most: int,
         per_address: int,
-        trusts: Callable[[str], bool] = lambda _address: False,
+        proxies: Proxies | None = None,
         patience: Patience | None = None,
         ended: Callable[[str, str], None] = lambda _cause, _address: None,
     ) -> None:
@@ -80,7 +81,7 @@ class Connections:
         self._ended = ended
         self._most = most
         self._per_address = per_address
-        self._trusts = trusts
+        self._proxies = proxies or Proxies()
         self._all: OrderedDict[PatientProtocol, None] = OrderedDict()
         self._unfinished: OrderedDict[PatientProtocol, None] = OrderedDict()
         self._idle: OrderedDict[PatientProtocol, None] = OrderedDict()
@@ -119,7 +120,7 @@ class Connections:
             del self._of_address[gone.address]
 
     def waits(self, connection: "PatientProtocol", *, idle: bool) -> None:
-        """A connection has no request under way: it is between two (idle), or owes us the rest of one."""
+        """A connection has no request under way that counts: it is between two (idle), or owes us the rest of one."""
         if connection in self._all:
             self.works(connection)
             (self._idle if idle else self._unfinished)[connection] = None
@@ -158,10 +159,22 @@ class Connections:
                 self.tell(connection, why)  # it has a moment to read why
             elif why is not None:
                 self.end(connection, why)
+        self._bound_unread()
         self._looking = loop.call_later(_LOOK_S, self._look, loop) if self._all else None
 
+    def _bound_unread(self) -> None:
+        """End connections whose clients take nothing, where they hold too much of our memory together."""
+        unread = sum(connection.unread for connection in self._all)
+        if unread <= MOST_UNREAD_BYTES:
+            return
+        for connection in sorted(self._all, key=lambda one: one.unread, reverse=True):
+            unread -= connection.unread
+            self.end(connection, "stalled")
+            if unread <= MOST_UNREAD_BYTES:
+                return
+
     def _is_trusted(self, new: "PatientProtocol") -> bool:
-        return new.client is None or self._trusts(new.client[0])  # a Unix socket has no address
+        return new.client is None or self._proxies.trusts(new.client[0])  # a Unix socket has no address
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -228,7 +241,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._head_open, self._body_open = False, True
         super().on_headers_complete()
         self._since = self.loop.time()
-        self.book.works(self)
+        if not self.flow.write_paused:
+            self.book.works(self)
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
@@ -251,6 +265,18 @@ class PatientProtocol(HttpToolsProtocol):
                 self._now_owes()
             else:
                 self._now_idle()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers: a stranger's connection gives way as if it were idle."""
+        super().pause_writing()
+        if not self._key_is_known():
+            self.book.waits(self, idle=True)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        if self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing():
+            self.book.works(self)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the reason is known better here
         """A problem document instead of uvicorn's text, and the end of the connection."""
@@ -279,6 +305,11 @@ class PatientProtocol(HttpToolsProtocol):
         )
         return why if now - self._since > limit_s else None
 
+    @property
+    def unread(self) -> int:
+        """Bytes of answers that the client had not taken at the last look."""
+        return self._left
+
     def _is_stalled(self, now: float) -> bool:
         """Whether the client takes nothing of what is written, or has taken too long over it."""
         left = self.transport.get_write_buffer_size()
@@ -302,6 +333,11 @@ class PatientProtocol(HttpToolsProtocol):
             return False
         self._answer(Refused("too_slow", "The request's head did not arrive in time."))
         return True
+
+    def _key_is_known(self) -> bool:
+        """Whether the newest request has a valid key: its organization then has a limited number of them."""
+        record: Any = None if self.cycle is None else self.cycle.scope.get("record")
+        return record is not None and record.key is not None
 
     def _now_owes(self) -> None:
         self._since = self.loop.time()
@@ -330,6 +366,7 @@ class PatientProtocol(HttpToolsProtocol):
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
+        self.book.waits(self, idle=True)  # whatever is under way: nobody is owed an answer any more
 
 
 def _head_too_large() -> Refused:

@@ -61,7 +61,7 @@ async def _keep(api: Api, key: Key, request: Request, model: Record, arriving: I
             return present.answer(_uploaded(rows, arriving), 201)
 
         async with api.turns.of(model["id"]):
-            return await once(api.database, request, key, arriving.digest(), effect)
+            return await once(api, request, key, arriving.digest(), effect)
 
 
 def _uploaded(rows: list[Record], arriving: Incoming) -> dict[str, object]:
@@ -214,9 +214,9 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
         return Answer(204, None, b"")
 
     if await api.models.model(model_id, key.organization_id) is None:  # no turn of a model that is none of the caller's
-        return await once(api.database, request, key, b"", effect)
+        return await once(api, request, key, b"", effect)
     async with api.turns.of(model_id):
-        return await once(api.database, request, key, b"", effect)
+        return await once(api, request, key, b"", effect)
 
 
 def new_upload_key(model: Record, upload_id: object, offset: int) -> str:

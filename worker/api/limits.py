@@ -19,6 +19,8 @@ DESCRIPTORS_PER_UPLOAD: Final = 4
 LEAST_FREE_BYTES: Final = 256 << 20
 """What an upload leaves free on its disk, for the log and everybody else."""
 MOST_WATCHERS: Final = 2_000
+MOST_DOWNLOADS: Final = 64
+"""Logs and reports on their way; each has an open file and a piece of it in memory for as long as its client reads."""
 _CHECK_EVERY: Final = 16 << 20
 _FULL: Final = "Too many bytes of unfinished uploads at the moment."
 
@@ -37,6 +39,7 @@ class Limits:
         upload_bytes: bytes of unfinished uploads, by organization.
         watchers: open streams of changes, by organization.
         watchers_of_key: the same, by key.
+        downloads: logs and reports that are being read, by organization.
         largest_request_bytes: what one request may bring: no more than an organization's share of the room.
     """
 
@@ -49,6 +52,7 @@ class Limits:
     upload_bytes: FairShares
     watchers: FairShares
     watchers_of_key: FairShares
+    downloads: FairShares
     largest_request_bytes: int
 
 
@@ -71,6 +75,7 @@ def limits_of(settings: ApiSettings) -> Limits:
         upload_bytes=FairShares(room, room // 3),
         watchers=FairShares(watchers, watchers // 4, reserve=watchers // 8),
         watchers_of_key=FairShares(2 * watchers + 2, watchers // 8),
+        downloads=FairShares(MOST_DOWNLOADS, MOST_DOWNLOADS // 4, reserve=MOST_DOWNLOADS // 8),
         largest_request_bytes=min(settings.api_largest_request_bytes, max(1, room // 3)),
     )
 
@@ -92,7 +97,7 @@ def raise_open_files(settings: ApiSettings) -> None:
 
 def _other_files(settings: ApiSettings) -> int:
     uploads = settings.api_uploads_at_once * DESCRIPTORS_PER_UPLOAD
-    return OTHER_DESCRIPTORS + settings.api_database_connections + uploads
+    return OTHER_DESCRIPTORS + settings.api_database_connections + uploads + MOST_DOWNLOADS
 
 
 def _open_files() -> int:

@@ -56,7 +56,7 @@ async def create(api: Api, key: Key, request: Request) -> Response:
         await audit(connection, key, wanted.organization_id, "create_model", model_id=row["id"])
         return present.answer(present.model(row, api.settings.minimum_audio_s), 201)
 
-    return await once(api.database, request, key, body, effect)
+    return await once(api, request, key, body, effect)
 
 
 def new_key(name: str) -> str:
@@ -138,7 +138,7 @@ async def update(api: Api, key: Key, request: Request) -> Response:
         await audit(connection, key, row["organization_id"], "update_model", model_id=model_id)
         return present.answer(present.model(changed, api.settings.minimum_audio_s))
 
-    return await once(api.database, request, key, body, effect)
+    return await once(api, request, key, body, effect)
 
 
 async def delete(api: Api, key: Key, request: Request) -> Response:
@@ -158,7 +158,7 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
         await audit(connection, key, row["organization_id"], "delete_model", model_id=model_id)
         return Answer(204, None, b"")
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)
 
 
 async def run(api: Api, key: Key, request: Request) -> Response:
@@ -187,7 +187,7 @@ async def run(api: Api, key: Key, request: Request) -> Response:
         assert started is not None
         return present.answer(present.model(started, api.settings.minimum_audio_s), 202)
 
-    return await once(api.database, request, key, body, effect)
+    return await once(api, request, key, body, effect)
 
 
 async def _check_trainable(api: Api, connection: Connection, row: Record) -> None:

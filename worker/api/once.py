@@ -10,6 +10,8 @@ from typing import Final
 from fastapi import Request
 from fastapi.responses import Response
 
+from worker.api import quotas
+from worker.api.api import Api
 from worker.api.problems import MEDIA_TYPE, Refused, invalid
 from worker.api.turns import WAIT_S, busy
 from worker.errors import Busy
@@ -18,14 +20,15 @@ from worker.store.database import Connection, Database
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _AGAIN_S: Final = 0.05
+_FIRST_REFUSED: Final = 400
 Effect = Callable[[Connection], Awaitable[Answer]]
 
 
-async def once(database: Database, request: Request, key: Key, body: bytes, effect: Effect) -> Response:
+async def once(api: Api, request: Request, key: Key, body: bytes, effect: Effect) -> Response:
     """Run an effect, or repeat the answer that the same ``Idempotency-Key`` got before.
 
     Args:
-        database: where the transaction is.
+        api: with the database and the quotas.
         request: with or without an ``Idempotency-Key``.
         key: the caller's; keys of others are another scope.
         body: what the request asks, to be compared with the first one's.
@@ -38,7 +41,7 @@ async def once(database: Database, request: Request, key: Key, body: bytes, effe
     ends_at = asyncio.get_running_loop().time() + WAIT_S
     while True:
         try:
-            return await _once(database, request, key, body, effect)
+            return await _once(api, request, key, body, effect)
         except Busy:
             # Here nothing is held: neither a connection nor the turn of an Idempotency-Key.
             if asyncio.get_running_loop().time() >= ends_at:
@@ -46,16 +49,16 @@ async def once(database: Database, request: Request, key: Key, body: bytes, effe
             await asyncio.sleep(_AGAIN_S * random.uniform(0.5, 1.5))  # noqa: S311 - keeps processes out of step
 
 
-async def _once(database: Database, request: Request, key: Key, body: bytes, effect: Effect) -> Response:
+async def _once(api: Api, request: Request, key: Key, body: bytes, effect: Effect) -> Response:
     name = request.headers.get("idempotency-key")
     if name is None:
-        async with database.transaction() as connection:
+        async with api.database.transaction() as connection:
             return response(await effect(connection))
     if _KEY.fullmatch(name) is None:
         raise invalid("Idempotency-Key", "malformed", "An Idempotency-Key has 1 to 200 visible ASCII characters.")
     scope = _scope(request, key, name)
     digest = hashlib.sha256(body).digest()
-    async with database.transaction() as connection:
+    async with api.database.transaction() as connection:
         if not await take_turn(connection, "\n".join(map(str, scope))):
             raise Refused(
                 "idempotency_in_progress", "The first request with this Idempotency-Key is still in progress."
@@ -64,7 +67,8 @@ async def _once(database: Database, request: Request, key: Key, body: bytes, eff
         if earlier is not None:
             return response(earlier)
         answer = await _attempt(connection, effect)
-        await keep_answer(connection, scope, digest, answer)
+        if await _may_keep(api, connection, key, answer):
+            await keep_answer(connection, scope, digest, answer)
     return response(answer)
 
 
@@ -111,6 +115,13 @@ async def _attempt(connection: Connection, effect: Effect) -> Answer:
             return await effect(connection)
     except Refused as refused:
         return Answer(refused.status, MEDIA_TYPE, refused.body())
+
+
+async def _may_keep(api: Api, connection: Connection, key: Key, answer: Answer) -> bool:
+    """What made something was counted; a refusal is counted here, or whoever sends many would fill the table."""
+    if answer.status < _FIRST_REFUSED or key.organization_id is None:
+        return True
+    return await quotas.try_count_change(api, connection, key.organization_id)
 
 
 def response(answer: Answer) -> Response:

@@ -4,16 +4,15 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import Response
 
 from schemas.messages import LARGEST_ID
 from worker.api import present
 from worker.api.api import Api
 from worker.api.bodies import path_id, query_int
-from worker.api.limits import Limits
 from worker.api.models import MOST_A_PAGE
 from worker.api.problems import Refused
+from worker.api.streams import BoundedStream
 from worker.api.webhooks import organization_of
 from worker.store.api import Counts
 from worker.store.api_keys import Key
@@ -60,24 +59,8 @@ async def changes(api: Api, key: Key, request: Request) -> Response:
         async for changed in api.watcher.changes(model["id"], lambda: api.keyring.still_valid(key)):
             yield _GONE if changed is None else _CHANGED if changed else _ALIVE
 
-    return _Stream(told(), api.limits, key)
-
-
-class _Stream(StreamingResponse):
-    """A stream of changes. Its places are taken when it begins and given back when it ends, however it ends."""
-
-    def __init__(self, told: AsyncIterator[bytes], limits: Limits, key: Key) -> None:
-        super().__init__(told, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, "text/event-stream")
-        self._limits = limits
-        self._key = key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with (
-            self._limits.watchers.place(self._key.holder) as one_of_all,
-            self._limits.watchers_of_key.place(self._key.id) as one_of_key,
-        ):
-            if one_of_all and one_of_key:
-                await super().__call__(scope, receive, send)
-                return
-        detail = "Too many watch at the moment: poll instead."
-        await Refused("unavailable", detail, headers={"Retry-After": "60"}).response()(scope, receive, send)
+    places = [(api.limits.watchers, key.holder), (api.limits.watchers_of_key, key.id)]
+    detail = "Too many watch at the moment: poll instead."
+    refused = Refused("unavailable", detail, headers={"Retry-After": "60"})
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return BoundedStream(told(), places, refused, headers, "text/event-stream")

@@ -136,6 +136,16 @@ async def count_change(api: Api, connection: Connection, organization_id: int, n
     _refuse_beyond(api, Counts(changes=made), quota.limits, _KINDS["changes"])
 
 
+async def try_count_change(api: Api, connection: Connection, organization_id: int) -> bool:
+    """The same for what nobody is refused for; False: it has made enough today, and nothing is counted."""
+    try:
+        async with connection.transaction():
+            await count_change(api, connection, organization_id)
+    except Refused:
+        return False
+    return True
+
+
 async def room_bytes(api: Api, organization_id: int) -> int:
     """Bytes that the organization may still store, as a first look before a body is read; not locked.
 

@@ -1,12 +1,11 @@
 """Runs of a model: listed, looked at, cancelled; their log and report; versions and roll-back."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Final
-from uuid import UUID
 
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from worker.api import present, quotas, report
 from worker.api.api import Api
@@ -14,6 +13,7 @@ from worker.api.bodies import path_id, path_uuid, query_int, read_body
 from worker.api.models import offset_and_limit
 from worker.api.once import once
 from worker.api.problems import Refused, not_found
+from worker.api.streams import download
 from worker.store import api as store
 from worker.store.api_keys import Answer, Key, audit
 from worker.store.audit import Subject
@@ -63,19 +63,28 @@ async def cancel(api: Api, key: Key, request: Request) -> Response:
 
     async def effect(connection: Connection) -> Answer:
         await store.hold_organization(connection, row["organization_id"])
+        before, _ = await _now(connection, row)
         if not await store.stop_run(connection, row["id"]):
             raise Refused("run_over", "The run is over.")
-        await audit(
-            connection, key, row["organization_id"], "cancel_run", model_id=row["custom_model_id"], run_id=row["id"]
-        )
-        return await _cancelled(connection, row["custom_model_id"], row["id"])
+        if not before["cancel_requested"]:  # asking again changes nothing, and fills no audit trail
+            await audit(
+                connection, key, row["organization_id"], "cancel_run", model_id=row["custom_model_id"], run_id=row["id"]
+            )
+        return present.answer(present.run_detail(*await _now(connection, row)), 202)
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)
 
 
-async def _cancelled(connection: Connection, model_id: int, run_id: UUID) -> Answer:
-    row, transitions = await store.run_now(connection, model_id, run_id)
-    return present.answer(present.run_detail(row, transitions), 202)
+async def _now(connection: Connection, run: Record) -> tuple[Record, Sequence[Record]]:
+    """A run and its history, while its organization is held.
+
+    Raises:
+        Refused: the model was deleted since the run was looked up.
+    """
+    now = await store.run_now(connection, run["custom_model_id"], run["id"])
+    if now is None:
+        raise not_found("run")
+    return now
 
 
 async def read_log(api: Api, key: Key, request: Request) -> Response:
@@ -87,20 +96,15 @@ async def read_log(api: Api, key: Key, request: Request) -> Response:
         raise not_found("log")
     await api.trail.read(key, Subject(row["organization_id"], row["custom_model_id"], row["id"]), "read_log")
     if tail:
-        return Response(await _tail(api, row["log_address"], size, tail), 200, _ANSWERED, _TEXT)
+        last = await _tail(api, row["log_address"], size, tail)
+        return download(api, key, last, _ANSWERED | {"Content-Length": str(len(last))}, _TEXT)
     start, end = _range(request.headers.get("range"), size)
     headers = _ANSWERED | {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
     partial = (start, end) != (0, size)
     if partial:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    body: AsyncIterator[bytes] = api.storage.stream(row["log_address"], start, end) if end > start else _nothing()
-    return StreamingResponse(body, 206 if partial else 200, headers, _TEXT)
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    empty: tuple[bytes, ...] = ()
-    for nothing in empty:
-        yield nothing
+    body = api.storage.stream(row["log_address"], start, end) if end > start else b""
+    return download(api, key, body, headers, _TEXT, 206 if partial else 200)
 
 
 async def _tail(api: Api, address: str, size: int, lines: int) -> bytes:
@@ -141,7 +145,7 @@ async def read_report(api: Api, key: Key, request: Request) -> Response:
         if size is not None:
             headers = _ANSWERED | {"Content-Security-Policy": _RECIPE_REPORT_POLICY, "Content-Length": str(size)}
             pieces = api.storage.stream(row["report_address"], 0, size)
-            return StreamingResponse(pieces, 200, headers, "text/html; charset=utf-8")
+            return download(api, key, pieces, headers, "text/html; charset=utf-8")
     page = report.page(row, await api.models.transitions(row["id"]))
     # The page runs nothing and loads nothing, whatever a customer's file names hold.
     headers = _ANSWERED | {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
@@ -175,4 +179,4 @@ async def serve_version(api: Api, key: Key, request: Request) -> Response:
         assert changed is not None
         return present.answer(present.model(changed, api.settings.minimum_audio_s))
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)

@@ -20,6 +20,12 @@ from worker.service_manager import ServiceManager
 from worker.storage import Storage
 
 _LOG: Final = structlog.get_logger("api")
+_CAUSED_BY_STRANGERS: Final = (
+    "Invalid HTTP request received.",
+    "Unsupported upgrade request.",
+    "No supported WebSocket library detected.",
+)
+"""Beginnings of lines; what becomes of each such request is in the log of requests."""
 
 
 async def serve(settings: ApiSettings, storage: Storage) -> None:
@@ -47,11 +53,11 @@ def server_config(app: FastAPI, patience: Patience | None = None) -> uvicorn.Con
     """
     settings: ApiSettings = app.state.api.settings
     limits: Limits = app.state.api.limits
-    logging.getLogger("uvicorn.error").addFilter(_not_malformed)
+    logging.getLogger("uvicorn.error").addFilter(_not_a_strangers)
     connections = Connections(
         limits.connections,
         limits.per_address,
-        app.state.proxies.trusts,
+        app.state.proxies,
         patience,
         ended=app.state.log.connection_ended,
     )
@@ -84,9 +90,9 @@ def _tell_limits(settings: ApiSettings, limits: Limits) -> None:
             _LOG.warning("less than the setting asks for", setting=name, wanted=wanted, counts=counts)
 
 
-def _not_malformed(record: logging.LogRecord) -> bool:
-    """Uvicorn's own line for these says neither who nor how many, and a flood of them would fill the log."""
-    return record.getMessage() != "Invalid HTTP request received."
+def _not_a_strangers(record: logging.LogRecord) -> bool:
+    """Uvicorn's own lines for these say neither who nor how many, and a flood of them would fill the log."""
+    return not record.getMessage().startswith(_CAUSED_BY_STRANGERS)
 
 
 class _Server(uvicorn.Server):

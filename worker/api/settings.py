@@ -124,7 +124,8 @@ class ApiSettings(BaseSettings):
     api_quota_changes: int = Field(
         default=100_000,
         ge=0,
-        description="requests a day with which an organization makes or changes something, likewise; deleting is free",
+        description="requests a day with which an organization makes or changes something, likewise; deleting is free, "
+        "a refusal that is kept for its Idempotency-Key counts",
     )
     api_quota_waiting: int = Field(default=1_000, ge=0, description="runs an organization may have waiting, likewise")
     api_webhook_private: bool = Field(

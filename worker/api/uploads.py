@@ -77,7 +77,7 @@ async def create(api: Api, key: Key, request: Request) -> Response:
         return present.answer(_show(row), 201)
 
     async with api.turns.of(model["id"]):
-        return await once(api.database, request, key, body, effect)
+        return await once(api, request, key, body, effect)
 
 
 async def _upload(api: Api, key: Key, request: Request) -> tuple[Record, Record]:
@@ -107,7 +107,7 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
             raise not_found("upload")
         return Answer(204, None, b"")
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)
 
 
 async def add_part(api: Api, key: Key, request: Request) -> Response:
@@ -182,7 +182,7 @@ async def _end(api: Api, key: Key, request: Request, model: Record, row: Record,
             return present.answer(_show(row, added[0]))
 
         async with api.turns.of(model["id"]):
-            return await once(api.database, request, key, row["id"].bytes, effect)
+            return await once(api, request, key, row["id"].bytes, effect)
 
 
 async def _forget(api: Api, model_id: int, upload_id: UUID) -> None:

@@ -105,7 +105,7 @@ async def create(api: Api, key: Key, request: Request) -> Response:
         # What is kept for a repeat would put the secret into the database and its backups, and show it again.
         return replace(shown, kept=present.answer(_show(row), 201).body)
 
-    return await once(api.database, request, key, body, effect)
+    return await once(api, request, key, body, effect)
 
 
 async def _webhook(api: Api, key: Key, request: Request) -> Record:
@@ -135,7 +135,7 @@ async def delete(api: Api, key: Key, request: Request) -> Response:
         await audit(connection, key, row["organization_id"], "delete_webhook", detail={"webhook": row["id"]})
         return Answer(204, None, b"")
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)
 
 
 async def test(api: Api, key: Key, request: Request) -> Response:
@@ -152,7 +152,7 @@ async def test(api: Api, key: Key, request: Request) -> Response:
         await audit(connection, key, row["organization_id"], "test_webhook", detail={"webhook": row["id"]})
         return present.answer(_show_delivery(delivery), 202)
 
-    return await once(api.database, request, key, b"", effect)
+    return await once(api, request, key, b"", effect)
 
 
 async def list_deliveries(api: Api, key: Key, request: Request) -> Response:

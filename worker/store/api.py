@@ -324,11 +324,10 @@ async def serve_version(connection: Connection, model_id: int, number: int) -> b
     return await connection.fetchrow(queries("models")["serve_version"], model_id, number) is not None
 
 
-async def run_now(connection: Connection, model_id: int, run_id: UUID) -> tuple[Record, Sequence[Record]]:
-    """A run and its history as this transaction sees them."""
+async def run_now(connection: Connection, model_id: int, run_id: UUID) -> tuple[Record, Sequence[Record]] | None:
+    """A run and its history as this transaction sees them; None where the model was deleted meanwhile."""
     row = await connection.fetchrow(_RUNS["run_whole"], model_id, run_id, None)
-    assert row is not None
-    return row, await connection.fetch(_MOVES["transitions_of_run"], run_id)
+    return None if row is None else (row, await connection.fetch(_MOVES["transitions_of_run"], run_id))
 
 
 async def set_quota(connection: Connection, organization_id: int, limits: Limits) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from worker.store.api_data import may_remove, parts_of
-from worker.store.database import Connection, Database, queries
+from worker.store.database import Connection, Database, Record, queries
 
 _Q: Final = queries("api_data")
 _WEBHOOKS: Final = queries("api_webhooks")
@@ -78,18 +78,27 @@ class TidyStore:
         return max(*removed, 0 if models is None else models["n"]) >= _ROWS_AT_ONCE
 
     async def end_stale_uploads(self) -> None:
-        """Files that nobody sends any more."""
-        async with self._database.transaction() as connection:
-            for row in await connection.fetch(_Q["stale_uploads"]):
-                await may_remove(connection, row["custom_model_id"], parts_of(row))
+        """Files that nobody sends any more; in a transaction for each model, as `remove` says."""
+        for ids in _of_models(await self._database.fetch(_Q["stale_uploads"], _AT_ONCE)):
+            async with self._database.transaction() as connection:
+                for row in await connection.fetch(_Q["end_stale_uploads"], ids):
+                    await may_remove(connection, row["custom_model_id"], parts_of(row))
 
     async def remove(self, delete: Callable[[Sequence[str]], Awaitable[None]]) -> bool:
-        """Remove bytes without an owner; True: there may be more."""
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(_Q["due_removals"], _AT_ONCE)
-            await delete(sorted({row["address"] for row in rows if not row["used"]}))
-            await connection.execute(_Q["removed"], [row["id"] for row in rows])
-        return len(rows) == _AT_ONCE
+        """Remove bytes without an owner; True: there may be more.
+
+        In a transaction for each model: it waits for the counts of the model's organization, which an upload may hold
+        for seconds, and must not hold those of others meanwhile.
+        """
+        due = await self._database.fetch(_Q["due_removals"], _AT_ONCE)
+        removed = 0
+        for ids in _of_models(due):
+            async with self._database.transaction() as connection:
+                rows = await connection.fetch(_Q["hold_removals"], ids)
+                await delete(sorted({row["address"] for row in rows if not row["used"]}))
+                await connection.execute(_Q["removed"], [row["id"] for row in rows])
+                removed += len(rows)
+        return removed > 0 and len(due) == _AT_ONCE
 
     async def purge(self, delete: Callable[[Purge], Awaitable[None]], gone: bytes) -> bool:
         """Remove what a deleted model has stored, and the customer's words from its rows; False: there was none.
@@ -109,8 +118,9 @@ class TidyStore:
                 await connection.execute(_Q["forget_outputs_of_runs"], model.organization_id, list(model.runs))
                 await connection.execute(_Q["forget_checkpoints_of_runs"], list(model.runs))
             await delete(model)
-            while await self._database.execute(_Q["purge_rows"], model.model_id, _ROWS_AT_ONCE):
-                pass
+            for part in ("purge_names", "purge_rows"):
+                while await self._database.execute(_Q[part], model.model_id, _ROWS_AT_ONCE):
+                    pass
             async with self._database.transaction() as connection:
                 await connection.execute(_Q["purge_uploads"], model.model_id)
                 await connection.execute(_Q["purge_removals"], model.model_id)
@@ -161,3 +171,11 @@ class TidyStore:
             await connection.execute(_Q["clear_removed_files"], found.model_id, list(found.names), found.until)
             await connection.execute(_Q["erased"], list(found.ids))
         return True
+
+
+def _of_models(rows: Sequence[Record]) -> list[list[Any]]:
+    """Ids of rows, together for each model."""
+    found: dict[int, list[Any]] = {}
+    for row in rows:
+        found.setdefault(row["custom_model_id"], []).append(row["id"])
+    return list(found.values())
