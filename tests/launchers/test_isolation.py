@@ -5,8 +5,9 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -37,6 +38,7 @@ TRIES, ALLOWED = names("TRIES"), names("ALLOWED")
 OWNER = """
 import asyncio, json, os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 from schemas.steps import Step, StepSpec
 from worker.launchers.local import LocalLauncher, LocalOptions
@@ -188,6 +190,40 @@ def test_a_folder_that_is_not_there_needs_no_rule_and_spoils_none(tmp_path):
     ruleset = confinement.ruleset_of(Rules(readable=[tmp_path / "gone", tmp_path]), confinement.means())
     assert ruleset is not None
     os.close(ruleset)
+
+
+def environment_in(folder: Path) -> Sequence[Path]:
+    """What a trainer may read of a Python environment that lies in a folder."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho \'[["{folder}", "/usr"], ["", "{folder}/lib/python3/site-packages"]]\'\n')
+    python.chmod(0o700)
+    return step_rules.program_folders([str(python), "-m", "x"], {"PATH": "/usr/bin:/bin"})
+
+
+def test_an_environment_in_somebodys_home_is_given_without_the_home(tmp_path, monkeypatch):
+    """A service's user whose home is the folder that it is installed in: without pyvenv.cfg Python finds no library."""
+    monkeypatch.setattr(step_rules, "pwd", SimpleNamespace(getpwuid=lambda _: SimpleNamespace(pw_dir=str(tmp_path))))
+    given = environment_in(tmp_path)
+    assert {tmp_path / "pyvenv.cfg", tmp_path / "bin", tmp_path / "lib"} <= set(given)
+    assert tmp_path not in given
+
+
+@pytest.mark.parametrize("data", ["output", "scratch", "manifest", "recording"])
+def test_an_environment_that_shares_its_folder_with_data_is_given_without_them(tmp_path, data):
+    """Or every step could read everybody's recordings as if they were programs."""
+    programs = environment_in(tmp_path / "env")
+    assert tmp_path / "env" in programs
+    manifest = tmp_path / ("env" if data == "manifest" else "elsewhere") / "m.jsonl"
+    manifest.parent.mkdir(exist_ok=True)
+    manifest.write_text(json.dumps({"audio": str(tmp_path / ("env" if data == "recording" else "a") / "a.wav")}))
+    rules = step_rules.rules_of(
+        spec(tmp_path / "env" if data == "output" else tmp_path, manifest=str(manifest)),
+        tmp_path / ("env" if data == "scratch" else "elsewhere") / "scratch",
+        programs=programs, readable=(), writable=(), network=False, processes=1,
+    )  # fmt: skip
+    assert tmp_path / "env" not in rules.programs
+    assert {tmp_path / "env" / "pyvenv.cfg", tmp_path / "env" / "lib"} <= set(rules.programs)
 
 
 async def test_doctor_says_what_keeps_trainers_apart():
