@@ -1,5 +1,6 @@
 """Training data: what a model may train on, and what runs found out about it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
@@ -99,10 +100,10 @@ class DataStore:
 
         Args:
             fence: of the run.
-            splits: each row once.
+            splits: each row once. Asked for in a thread: behind it are files of as many lines as a customer sends.
         """
         left = iter(splits)
-        while page := list(islice(left, _PAGE)):
+        while page := await asyncio.to_thread(lambda: list(islice(left, _PAGE))):
             keys, sides = zip(*page, strict=True)
             recordings, starts_ms = zip(*keys, strict=True)
             await self._database.execute(
