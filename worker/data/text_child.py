@@ -55,7 +55,8 @@ def confine(owner: int, memory_bytes: int) -> None:
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the owner decides, who is told to stop at the same time
-    os.nice(_NICENESS)
+    with suppress(OSError):  # where nobody may change priorities, as in our systemd unit of the API
+        os.nice(_NICENESS)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123 - quick
         file.write("500")  # when the host runs out of memory this process goes, not its owner
     _load_what_is_loaded_late()
