@@ -294,3 +294,16 @@ async def test_splits_are_read_from_their_files_in_a_thread_and_not_by_who_renew
     await data.keep_splits(run.fence, splits())
     assert len(await data.splits_of(run.custom_model_id)) == 2_500
     assert threading.get_ident() not in readers
+
+
+async def test_a_version_tells_which_files_were_there_when_it_was_made(stage: Stage) -> None:
+    data, run = DataStore(stage.database), await stage.running()
+    before = await _file(data, run, "before.wav")
+    assert await data.last_of_newest_version(run.custom_model_id) is None
+    await stage.database.execute(
+        "insert into model_versions (custom_model_id, number, run_id, attempt, address, sha256, base_language_id, "
+        "figures, created_at) values ($1, 1, $2, 1, 'runs/1', repeat('a', 64), $3, '{}', now())",
+        run.custom_model_id, run.id, run.base_language_id,
+    )  # fmt: skip
+    await _file(data, run, "after.wav")
+    assert await data.last_of_newest_version(run.custom_model_id) == before

@@ -50,19 +50,20 @@ async def test_what_0_1_0_kept_on_one_side_is_on_that_side_still() -> None:
     async def nothing(_: int) -> dict[Any, Any]:
         return {}
 
-    async def yes(_: int) -> bool:
-        return True
+    async def last(_: int) -> int:
+        return 7
 
-    parts: Any = SimpleNamespace(clock=Clock(), data=SimpleNamespace(splits_of=nothing, has_version=yes))
+    parts: Any = SimpleNamespace(clock=Clock(), data=SimpleNamespace(splits_of=nothing, last_of_newest_version=last))
     attempt: Any = SimpleNamespace(run=SimpleNamespace(custom_model_id=1))
     earlier = await phases._earlier_splits(attempt, parts)
     sides: dict[str, set[Any]] = {"cue": set(), "jsonl": set(), "txt": set()}
     for number in range(60):
         for source, offset_s in (("cue", float(number)), ("jsonl", float(number)), ("txt", None)):
             row = ManifestRow(
-                row=0, data_ids=[1], file="a.wav", audio="a", audio_sha256="ab" * 32, audio_bytes=1,
+                row=0, data_ids=[7, 9], file="a.wav", audio="a", audio_sha256="ab" * 32, audio_bytes=1,
                 text=f"sentence {number}", offset_s=offset_s, source=source,
             )  # fmt: skip
             sides[source].add(earlier(row))
+            assert earlier(row.model_copy(update={"data_ids": [8, 9]})) is None, "it came after the version"
     whole = {split_of("ab" * 32)}
     assert sides == {"cue": whole, "jsonl": whole, "txt": {"train", "dev", "test"}}

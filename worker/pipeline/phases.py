@@ -83,14 +83,20 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
 
 
 async def _earlier_splits(attempt: Attempt, parts: Parts) -> Earlier:
-    """What each row was in the model's trainings so far; a version of before 0.2.0 had them by a hash."""
+    """What each row was in the model's trainings so far; a version of before 0.2.0 had them by a hash.
+
+    What came after that version was in no training, and is free for the test that the version may never have had.
+    """
     model_id = attempt.run.custom_model_id
     known = await until_answered(lambda: parts.data.splits_of(model_id), parts.clock, what="read earlier splits")
     if known:
         return lambda row: known.get(row_key(row.audio_sha256, row.offset_s))
-    if await until_answered(lambda: parts.data.has_version(model_id), parts.clock, what="look for a version"):
-        return _split_before_0_2_0
-    return lambda _: None
+    last = await until_answered(
+        lambda: parts.data.last_of_newest_version(model_id), parts.clock, what="look for a version"
+    )
+    if last is None:
+        return lambda _: None
+    return lambda row: _split_before_0_2_0(row) if row.data_ids[0] <= last else None
 
 
 def _split_before_0_2_0(row: ManifestRow) -> Split:

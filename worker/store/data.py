@@ -90,10 +90,10 @@ class DataStore:
             last = (rows[-1]["recording"], rows[-1]["start_ms"])
         return splits
 
-    async def has_version(self, model_id: int) -> bool:
-        """Whether any training of a model ever made a version."""
-        row = await self._database.fetch_row(_Q["has_version"], model_id)
-        return row is not None and bool(row["found"])
+    async def last_of_newest_version(self, model_id: int) -> int | None:
+        """The last file that a model had when its newest version was made; none where none was made."""
+        row = await self._database.fetch_row(_Q["last_of_newest_version"], model_id)
+        return None if row is None else row["id"]
 
     async def keep_splits(self, fence: Fence, splits: Iterable[tuple[RowKey, Split]]) -> None:
         """What rows are in the training of a run; only the owner of the attempt can say so.
