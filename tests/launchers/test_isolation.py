@@ -226,6 +226,14 @@ def test_an_environment_that_shares_its_folder_with_data_is_given_without_them(t
     assert {tmp_path / "env" / "pyvenv.cfg", tmp_path / "env" / "lib"} <= set(rules.programs)
 
 
+@pytest.mark.parametrize("network", [True, False])
+def test_a_step_with_network_finds_name_servers_also_after_their_file_was_replaced(tmp_path, network):
+    rules = step_rules.rules_of(
+        spec(tmp_path), tmp_path / "scratch", programs=(), readable=(), writable=(), network=network, processes=1
+    )
+    assert (Path("/run/systemd/resolve") in rules.readable) is network
+
+
 async def test_doctor_says_what_keeps_trainers_apart():
     (found,) = await doctor._isolation(Settings(trainer_isolation="none"))
     assert found.ok

@@ -39,8 +39,10 @@ _READABLE: Final = (
     *("/etc/ssl", "/etc/ca-certificates", "/etc/pki", "/etc/crypto-policies", "/etc/os-release", "/etc/mime.types"),
     *("/etc/OpenCL", "/etc/vulkan", "/etc/glvnd", "/etc/nvidia"),
 )
+_NAME_SERVERS: Final = Path("/run/systemd/resolve")
+"""Where /etc/resolv.conf often leads; the file is replaced now and then, which a rule for it alone does not survive."""
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "kfd", "dxg")
-_DEVICE_PATTERNS: Final = ("nvidia*", "nvidia-caps/*", "dri/*", "infiniband/*", "accel/*")
+_DEVICE_PATTERNS: Final = ("nvidia*", "nvidia-caps/*", "nvidia-caps-imex-channels/*", "dri/*", "infiniband/*", "accel/*")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what several processes of one step share
 _TOLD: Final = "import json, sys; print(json.dumps([[sys.prefix, sys.base_prefix], [sys.executable, *sys.path]]))"
 _ENVIRONMENT_PARTS: Final = ("pyvenv.cfg", "bin", "lib", "lib64", "include", "share")
@@ -146,7 +148,7 @@ def rules_of(  # noqa: PLR0913 - all that decides it
     several = processes > 1 or network
     return Rules(
         programs=[*map(Path, _PROGRAMS), *_without_data(programs, spec, scratch), *readable],
-        readable=[*map(Path, _READABLE), *inputs],
+        readable=[*map(Path, _READABLE), *inputs, *([_NAME_SERVERS] if network or remote else [])],
         listable=[_SOURCE],
         writable=[Path(spec.output), scratch, *writable, *([_SHARED_MEMORY] if several else [])],
         devices=list(_devices()),
