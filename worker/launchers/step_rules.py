@@ -42,7 +42,7 @@ _READABLE: Final = (
 _NAME_SERVERS: Final = Path("/run/systemd/resolve")
 """Where /etc/resolv.conf often leads; the file is replaced now and then, which a rule for it alone does not survive."""
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "kfd", "dxg")
-_DEVICE_PATTERNS: Final = ("nvidia*", "nvidia-caps/*", "nvidia-caps-imex-channels/*", "dri/*", "infiniband/*", "accel/*")
+_DEVICE_PATTERNS: Final = ("nvidia*", "nvidia-caps*/*", "dri/*", "infiniband/*", "accel/*")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what several processes of one step share
 _TOLD: Final = "import json, sys; print(json.dumps([[sys.prefix, sys.base_prefix], [sys.executable, *sys.path]]))"
 _ENVIRONMENT_PARTS: Final = ("pyvenv.cfg", "bin", "lib", "lib64", "include", "share")
