@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -133,6 +134,27 @@ def test_isolation_that_is_required_and_cannot_be_had_is_refused_in_a_sentence(m
     monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=0, seccomp=True))
     with pytest.raises(IsolationUnavailable, match=r"WORKER_TRAINER_ISOLATION=required.*not isolated: files"):
         LocalLauncher(LocalOptions(command=("x",), scratch_root=tmp_path, isolation="required"))
+
+
+def test_processes_of_one_training_are_not_called_isolated_where_the_kernel_cannot_tell_ports_apart(
+    monkeypatch, tmp_path
+):
+    """They need TCP; before Landlock 4 (Linux 6.7) that is all of TCP, Postgres' port included."""
+    for landlock, several, isolated in ((2, 1, True), (2, 2, False), (4, 2, True)):
+        monkeypatch.setattr(step_rules, "means", lambda landlock=landlock: Means(landlock=landlock, seccomp=True))
+        options = LocalOptions(command=("x",), scratch_root=tmp_path, processes=several)
+        assert LocalLauncher(options).means.network is isolated
+        if isolated:
+            LocalLauncher(replace(options, isolation="required"))
+            continue
+        with pytest.raises(IsolationUnavailable, match=r"not isolated: network.*Linux 6\.7"):
+            LocalLauncher(replace(options, isolation="required"))
+
+
+def test_a_network_that_was_given_is_not_called_isolated_and_is_no_reason_to_refuse(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=7, seccomp=True))
+    launcher = LocalLauncher(LocalOptions(command=("x",), scratch_root=tmp_path, isolation="required", network=True))
+    assert "not isolated: network" in str(launcher.means)
 
 
 async def test_what_a_host_cannot_isolate_does_not_keep_a_step_from_starting(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
@@ -50,20 +51,26 @@ _ENVIRONMENT_PARTS: Final = ("pyvenv.cfg", "bin", "lib", "lib64", "include", "sh
 _TOLD_S: Final = 60.0
 
 
-def found_means(isolation: Isolation) -> Means:
+def found_means(isolation: Isolation, *, processes: int = 1, network: bool = False) -> Means:
     """What steps are kept apart with on this host.
+
+    Args:
+        isolation: as the setting says.
+        processes: of one step.
+        network: whether steps may use it.
 
     Raises:
         IsolationUnavailable: it is required, and there is not enough.
     """
     if isolation == "none":
         return Means(landlock=0, seccomp=False)
-    found = means()
+    found = replace(means(), several=processes > 1, network_given=network)
     if isolation == "required" and not found.enough:
         raise IsolationUnavailable(
             f"WORKER_TRAINER_ISOLATION=required, but trainers cannot be isolated on this host: {found}. It takes a "
             "kernel with Landlock (Linux 5.13 or newer, `landlock` in /sys/kernel/security/lsm) and seccomp, and the "
-            "library libseccomp (Debian: libseccomp2). Or set best_available, and trainers reach what is not isolated."
+            "library libseccomp (Debian: libseccomp2); with WORKER_TRAINER_PROCESSES above 1 Linux 6.7 or newer. "
+            "Or set best_available, and trainers reach what is not isolated."
         )
     return found
 
