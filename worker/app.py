@@ -165,11 +165,9 @@ class App:
         amqp_url = settings.amqp_url.get_secret_value()
         self._relay = Relay(amqp_url, self._outbox, declare, self.metrics, tracing=self._tracing)
         self._intake = Intake(amqp_url, self._runs, self._dispatcher.take_in, self.metrics, tracing=self._tracing)
-        retention = Retention(
-            cache_oldest_s=settings.cache_oldest_s,
-            cache_unused_s=min(Retention.cache_unused_s, settings.cache_oldest_s),
+        self._janitor = Janitor(
+            JanitorStore(self._database), self._storage, settings.scratch, retention_of(settings), clock
         )
-        self._janitor = Janitor(JanitorStore(self._database), self._storage, settings.scratch, retention, clock)
         self._health = HealthServer(
             self.metrics.registry, self._readiness, settings.observe_host, settings.observe_port
         )
@@ -337,6 +335,13 @@ class App:
             await database.close()
         await asyncio.to_thread(self._tracing.close)
         _log.info("worker ended", worker=self.worker_id)
+
+
+def retention_of(settings: Settings) -> Retention:
+    """How long things stay; what was fetched for a run stays for as long as a run may take."""
+    oldest_s = max(settings.cache_oldest_s, settings.run_limit_s)
+    unused_s = max(settings.run_limit_s, min(Retention.cache_unused_s, oldest_s))
+    return Retention(cache_oldest_s=oldest_s, cache_unused_s=unused_s)
 
 
 def storage_of(settings: Settings) -> Storage:

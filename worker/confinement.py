@@ -68,6 +68,10 @@ class Means:
     landlock: int
     """Landlock's version; 0: none."""
     seccomp: bool
+    several: bool = False
+    """Steps consist of processes that talk to each other over TCP: their network is a matter of ports."""
+    network_given: bool = False
+    """An operator lets steps use the network."""
 
     @property
     def files(self) -> bool:
@@ -76,8 +80,8 @@ class Means:
 
     @property
     def network(self) -> bool:
-        """Whether sockets can be forbidden, and looking into other processes with them."""
-        return self.seccomp
+        """Whether steps reach nobody over it; with several processes only Landlock tells one port from another."""
+        return self.seccomp and not self.network_given and (not self.several or self.landlock >= _TCP_ABI)
 
     @property
     def signals(self) -> bool:
@@ -86,8 +90,8 @@ class Means:
 
     @property
     def enough(self) -> bool:
-        """Whether this is what "required" means: files and network."""
-        return self.files and self.network
+        """Whether this is what "required" means: files, and network where nobody gave it."""
+        return self.files and (self.network or (self.network_given and self.seccomp))
 
     def __str__(self) -> str:
         """For people: what is kept apart, and by what."""

@@ -174,7 +174,8 @@ class Settings(BaseSettings):
     cache_oldest_s: float = Field(
         default=7 * 86_400,
         gt=0,
-        description="what was fetched from a remote storage and not used for so long is removed from this host",
+        description="what was fetched from a remote storage and not used for so long, and at least for "
+        "WORKER_RUN_LIMIT_S, is removed from this host",
     )
     tidy_s: float = Field(default=600, gt=0, description="how often spent artifacts and old scratch are removed")
 

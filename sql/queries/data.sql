@@ -38,9 +38,12 @@ where custom_model_id = $1 and (recording, start_ms) > ($2::bytea, $3::bigint)
 order by recording, start_ms
 limit $4
 
--- name: has_version
--- Whether any training of a model ever made a version.
-select exists (select from model_versions where custom_model_id = $1) as found
+-- name: last_of_newest_version
+-- The last file that a model had when its newest version was made; null where none was made.
+select max(d.id) as id
+from training_data d
+where d.custom_model_id = $1
+    and d.created_at <= (select max(v.created_at) from model_versions v where v.custom_model_id = $1)
 
 -- name: keep_splits
 -- What rows are in a run's training; only the owner of the attempt can say so.

@@ -74,7 +74,7 @@ async def test_killed_trainer_is_a_crash_and_the_next_attempt_resumes_from_its_c
     )
     os.kill(await world.trainer_of(run, "train"), signal.SIGKILL)
     row = await world.over(run)
-    assert (row["status"], row["attempt"], row["failures"]) == (4, 2, 0), "nobody is charged for a worker that died"
+    assert (row["status"], row["attempt"], row["failures"]) == (4, 2, 1)
     reasons = await world.pool.fetch("select reason_code from run_transitions where run_id = $1 order by sequence", run)
     assert reasons[2]["reason_code"] == "signal_9"
     resumed_at = next(line["n"] for line in world.witnessed(run) if line["attempt"] == 2 and line["what"] == "step")

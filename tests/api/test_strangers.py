@@ -305,7 +305,7 @@ class TestProxies:
         assert not live.app.state.connections.closed
 
     async def test_a_trusted_proxy_is_known_in_the_dress_of_a_listener_on_both_families(self):
-        book = Connections(10, 1, Proxies(parse_networks("10.0.0.0/8")).trusts)
+        book = Connections(10, 1, Proxies(parse_networks("10.0.0.0/8")))
 
         class Connection:
             client = ("::ffff:10.0.0.1", 4711)

@@ -101,6 +101,22 @@ def test_manifests_fit_kubernetes_own_schemas(folder: str):
     assert set(unknown) <= {"ScaledObject", "TriggerAuthentication", "PodMonitor", "PrometheusRule"}
 
 
+def test_the_operators_pod_fits_kubernetes_own_schemas_and_what_the_others_are_made_of():
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    pod, network = yaml.safe_load_all((KUBERNETES / "operator.yaml").read_text(encoding="utf-8"))
+    for found in (pod, network):
+        kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
+    assert network["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["serviceAccountName"] == one("ServiceAccount", "migrator")["metadata"]["name"]
+    secrets = [source["secret"]["name"] for source in pod["spec"]["volumes"][0]["projected"]["sources"]]
+    assert secrets[0] == "migrator-secrets"
+    worker = one("Deployment", "worker")["spec"]["template"]["spec"]
+    assert pod["spec"]["securityContext"].items() <= worker["securityContext"].items()
+    [container], [theirs] = pod["spec"]["containers"], worker["containers"]
+    for part in ("volumeMounts", "securityContext", "envFrom"):
+        assert container[part] == theirs[part], part
+
+
 def test_no_container_runs_as_root_writes_its_image_or_gains_rights():
     for name, pod in pods():
         assert pod["securityContext"]["runAsNonRoot"], name

@@ -12,7 +12,10 @@ import pytest
 
 from deploy.grafana.dashboards import all_of_them
 from tests.acceptance.world import world_at
+from worker.errors import DatabaseRefused
+from worker.store.database import Database
 from worker.store.queries import queries
+from worker.store.workers import WorkerStore
 
 if TYPE_CHECKING:
     from tests.conftest import Logins
@@ -320,3 +323,16 @@ async def test_a_worker_with_its_own_role_takes_a_run_from_message_to_model(
         assert await world.pool.fetchval("select count(*) from webhook_deliveries") == 3
         worker.terminate()
         assert await worker.exit_code() == 0
+
+
+async def test_whoever_types_an_operators_command_with_a_programs_login_is_told_which_it_takes(
+    database_url: str, logins: Logins
+):
+    database = Database(logins.url("training_worker", database_url), size=1, name="test")
+    try:
+        with pytest.raises(
+            DatabaseRefused, match=r"permission denied for table workers\..*login of the schema's owner"
+        ):
+            await WorkerStore(database).request_drain("somebody")
+    finally:
+        await database.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,9 @@ from worker.store.data import DataStore
 from worker.store.database import queries
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
+    from schemas.splits import RowKey, Split
     from tests.store_support import Stage
     from worker.domain.run import ClaimedRun
 
@@ -278,3 +280,30 @@ async def test_what_a_row_was_in_a_training_is_in_the_next_manifest(
     for _ in range(2):  # its answer was lost
         await data.keep_splits(run.fence, splits)
     assert [row.earlier for row in await listed("second")] == ["test", "train"]
+
+
+async def test_splits_are_read_from_their_files_in_a_thread_and_not_by_who_renews_leases(stage: Stage) -> None:
+    data, run = DataStore(stage.database), await stage.running()
+    readers = set()
+
+    def splits() -> Iterator[tuple[RowKey, Split]]:
+        for number in range(2_500):
+            readers.add(threading.get_ident())
+            yield (number.to_bytes(32, "big"), 0), "train"
+
+    await data.keep_splits(run.fence, splits())
+    assert len(await data.splits_of(run.custom_model_id)) == 2_500
+    assert threading.get_ident() not in readers
+
+
+async def test_a_version_tells_which_files_were_there_when_it_was_made(stage: Stage) -> None:
+    data, run = DataStore(stage.database), await stage.running()
+    before = await _file(data, run, "before.wav")
+    assert await data.last_of_newest_version(run.custom_model_id) is None
+    await stage.database.execute(
+        "insert into model_versions (custom_model_id, number, run_id, attempt, address, sha256, base_language_id, "
+        "figures, created_at) values ($1, 1, $2, 1, 'runs/1', repeat('a', 64), $3, '{}', now())",
+        run.custom_model_id, run.id, run.base_language_id,
+    )  # fmt: skip
+    await _file(data, run, "after.wav")
+    assert await data.last_of_newest_version(run.custom_model_id) == before

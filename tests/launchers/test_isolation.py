@@ -5,8 +5,10 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -37,6 +39,7 @@ TRIES, ALLOWED = names("TRIES"), names("ALLOWED")
 OWNER = """
 import asyncio, json, os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 from schemas.steps import Step, StepSpec
 from worker.launchers.local import LocalLauncher, LocalOptions
@@ -133,6 +136,27 @@ def test_isolation_that_is_required_and_cannot_be_had_is_refused_in_a_sentence(m
         LocalLauncher(LocalOptions(command=("x",), scratch_root=tmp_path, isolation="required"))
 
 
+def test_processes_of_one_training_are_not_called_isolated_where_the_kernel_cannot_tell_ports_apart(
+    monkeypatch, tmp_path
+):
+    """They need TCP; before Landlock 4 (Linux 6.7) that is all of TCP, Postgres' port included."""
+    for landlock, several, isolated in ((2, 1, True), (2, 2, False), (4, 2, True)):
+        monkeypatch.setattr(step_rules, "means", lambda landlock=landlock: Means(landlock=landlock, seccomp=True))
+        options = LocalOptions(command=("x",), scratch_root=tmp_path, processes=several)
+        assert LocalLauncher(options).means.network is isolated
+        if isolated:
+            LocalLauncher(replace(options, isolation="required"))
+            continue
+        with pytest.raises(IsolationUnavailable, match=r"not isolated: network.*Linux 6\.7"):
+            LocalLauncher(replace(options, isolation="required"))
+
+
+def test_a_network_that_was_given_is_not_called_isolated_and_is_no_reason_to_refuse(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=7, seccomp=True))
+    launcher = LocalLauncher(LocalOptions(command=("x",), scratch_root=tmp_path, isolation="required", network=True))
+    assert "not isolated: network" in str(launcher.means)
+
+
 async def test_what_a_host_cannot_isolate_does_not_keep_a_step_from_starting(monkeypatch, tmp_path):
     monkeypatch.setattr(step_rules, "means", lambda: Means(landlock=0, seccomp=False))
     launcher = LocalLauncher(
@@ -188,6 +212,48 @@ def test_a_folder_that_is_not_there_needs_no_rule_and_spoils_none(tmp_path):
     ruleset = confinement.ruleset_of(Rules(readable=[tmp_path / "gone", tmp_path]), confinement.means())
     assert ruleset is not None
     os.close(ruleset)
+
+
+def environment_in(folder: Path) -> Sequence[Path]:
+    """What a trainer may read of a Python environment that lies in a folder."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho \'[["{folder}", "/usr"], ["", "{folder}/lib/python3/site-packages"]]\'\n')
+    python.chmod(0o700)
+    return step_rules.program_folders([str(python), "-m", "x"], {"PATH": "/usr/bin:/bin"})
+
+
+def test_an_environment_in_somebodys_home_is_given_without_the_home(tmp_path, monkeypatch):
+    """A service's user whose home is the folder that it is installed in: without pyvenv.cfg Python finds no library."""
+    monkeypatch.setattr(step_rules, "pwd", SimpleNamespace(getpwuid=lambda _: SimpleNamespace(pw_dir=str(tmp_path))))
+    given = environment_in(tmp_path)
+    assert {tmp_path / "pyvenv.cfg", tmp_path / "bin", tmp_path / "lib"} <= set(given)
+    assert tmp_path not in given
+
+
+@pytest.mark.parametrize("data", ["output", "scratch", "manifest", "recording"])
+def test_an_environment_that_shares_its_folder_with_data_is_given_without_them(tmp_path, data):
+    """Or every step could read everybody's recordings as if they were programs."""
+    programs = environment_in(tmp_path / "env")
+    assert tmp_path / "env" in programs
+    manifest = tmp_path / ("env" if data == "manifest" else "elsewhere") / "m.jsonl"
+    manifest.parent.mkdir(exist_ok=True)
+    manifest.write_text(json.dumps({"audio": str(tmp_path / ("env" if data == "recording" else "a") / "a.wav")}))
+    rules = step_rules.rules_of(
+        spec(tmp_path / "env" if data == "output" else tmp_path, manifest=str(manifest)),
+        tmp_path / ("env" if data == "scratch" else "elsewhere") / "scratch",
+        programs=programs, readable=(), writable=(), network=False, processes=1,
+    )  # fmt: skip
+    assert tmp_path / "env" not in rules.programs
+    assert {tmp_path / "env" / "pyvenv.cfg", tmp_path / "env" / "lib"} <= set(rules.programs)
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_a_step_with_network_finds_name_servers_also_after_their_file_was_replaced(tmp_path, network):
+    rules = step_rules.rules_of(
+        spec(tmp_path), tmp_path / "scratch", programs=(), readable=(), writable=(), network=network, processes=1
+    )
+    assert (Path("/run/systemd/resolve") in rules.readable) is network
 
 
 async def test_doctor_says_what_keeps_trainers_apart():

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 import worker.settings
 from deploy.settings_table import TARGET, render
 from worker.api.settings import ApiSettings
+from worker.app import retention_of
 from worker.launchers.remote import RemoteLauncher
 from worker.placement import launcher_of
 from worker.settings import Settings, read_settings
@@ -148,3 +149,12 @@ def test_what_steps_ask_of_a_cluster_is_read(tmp_path: Path, monkeypatch: pytest
     assert settings.slurm_argument_list() == ["--partition=gpu", "--comment=two words"]
     assert settings.slurm_programs is None
     assert isinstance(launcher_of(settings, FileStorage(tmp_path)), RemoteLauncher)
+
+
+@pytest.mark.parametrize(("oldest_s", "run_s"), [(3_600, 86_400), (604_800, 86_400), (604_800, 1_000_000)])
+def test_nothing_leaves_the_cache_while_the_run_that_it_was_fetched_for_may_still_use_it(
+    oldest_s: float, run_s: float
+) -> None:
+    kept = retention_of(Settings(cache_oldest_s=oldest_s, run_limit_s=run_s))
+    assert run_s <= kept.cache_unused_s <= kept.cache_oldest_s
+    assert kept.cache_oldest_s == max(oldest_s, run_s)

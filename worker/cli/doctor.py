@@ -167,7 +167,9 @@ async def _isolation(settings: Settings) -> list[Finding]:
         what = f"runs through {settings.launcher}: each node takes what its own kernel has"
         return [Finding("isolation", ok=True, what=what)]
     try:
-        found = found_means(settings.trainer_isolation)
+        found = found_means(
+            settings.trainer_isolation, processes=settings.trainer_processes, network=settings.trainer_network
+        )
     except IsolationUnavailable as error:
         return [Finding("isolation", ok=False, what=str(error), mend=_MEND_ISOLATION)]
     mend = "" if found.enough or settings.trainer_isolation == "none" else _MEND_ISOLATION

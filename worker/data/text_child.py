@@ -49,7 +49,8 @@ def give_up_everything(owner: int, memory_bytes: int) -> None:
     gain_no_privileges()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the owner decides, who is told to stop at the same time
-    os.nice(_NICENESS)
+    with suppress(OSError):  # where nobody may change priorities, as in our systemd unit of the API
+        os.nice(_NICENESS)
     go_first()
     _load_what_is_loaded_late()
     limit(resource.RLIMIT_AS, memory_bytes)

@@ -113,7 +113,7 @@ class LocalLauncher:
         self._devices = Devices(options.device_locks, options.devices)
         self._handles: set[LocalHandle] = set()
         self._programs: tuple[Path, ...] | None = None
-        self.means = found_means(options.isolation)
+        self.means = found_means(options.isolation, processes=options.processes, network=options.network)
 
     async def start(self, spec: StepSpec, *, lease_s: float, log: Path) -> LocalHandle:
         """See ``Launcher.start``."""

@@ -7,8 +7,12 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
+
+import structlog
 
 import worker
 from schemas.steps import StepSpec
@@ -16,11 +20,15 @@ from worker.confinement import IsolationUnavailable, Means, Rules, means
 
 Isolation = Literal["required", "best_available", "none"]
 
+_log = structlog.get_logger()
+
 _SOURCE: Final = Path(worker.__file__).parent.parent
 _OURS: Final = tuple(_SOURCE / name for name in ("worker", "schemas", "sql"))
 _MANIFEST, _BASE = "manifest", "base"
 """Names of inputs: the list of recordings, and what an operator brought rather than an earlier step."""
 _MOST_LINKS: Final = 1_000
+_LOOKED_AT: Final = 20
+"""Recordings: they lie in one storage, and there may be hundreds of thousands."""
 _PROGRAMS: Final = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/opt/rocm"),
     "/etc/alternatives",
@@ -32,27 +40,37 @@ _READABLE: Final = (
     *("/etc/ssl", "/etc/ca-certificates", "/etc/pki", "/etc/crypto-policies", "/etc/os-release", "/etc/mime.types"),
     *("/etc/OpenCL", "/etc/vulkan", "/etc/glvnd", "/etc/nvidia"),
 )
+_NAME_SERVERS: Final = Path("/run/systemd/resolve")
+"""Where /etc/resolv.conf often leads; the file is replaced now and then, which a rule for it alone does not survive."""
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "kfd", "dxg")
-_DEVICE_PATTERNS: Final = ("nvidia*", "nvidia-caps/*", "dri/*", "infiniband/*", "accel/*")
+_DEVICE_PATTERNS: Final = ("nvidia*", "nvidia-caps*/*", "dri/*", "infiniband/*", "accel/*")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what several processes of one step share
-_TOLD: Final = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.executable, *sys.path]))"
+_TOLD: Final = "import json, sys; print(json.dumps([[sys.prefix, sys.base_prefix], [sys.executable, *sys.path]]))"
+_ENVIRONMENT_PARTS: Final = ("pyvenv.cfg", "bin", "lib", "lib64", "include", "share")
+"""Of a Python environment that lies in a folder of which not all may be given."""
 _TOLD_S: Final = 60.0
 
 
-def found_means(isolation: Isolation) -> Means:
+def found_means(isolation: Isolation, *, processes: int = 1, network: bool = False) -> Means:
     """What steps are kept apart with on this host.
+
+    Args:
+        isolation: as the setting says.
+        processes: of one step.
+        network: whether steps may use it.
 
     Raises:
         IsolationUnavailable: it is required, and there is not enough.
     """
     if isolation == "none":
         return Means(landlock=0, seccomp=False)
-    found = means()
+    found = replace(means(), several=processes > 1, network_given=network)
     if isolation == "required" and not found.enough:
         raise IsolationUnavailable(
             f"WORKER_TRAINER_ISOLATION=required, but trainers cannot be isolated on this host: {found}. It takes a "
             "kernel with Landlock (Linux 5.13 or newer, `landlock` in /sys/kernel/security/lsm) and seccomp, and the "
-            "library libseccomp (Debian: libseccomp2). Or set best_available, and trainers reach what is not isolated."
+            "library libseccomp (Debian: libseccomp2); with WORKER_TRAINER_PROCESSES above 1 Linux 6.7 or newer. "
+            "Or set best_available, and trainers reach what is not isolated."
         )
     return found
 
@@ -67,7 +85,7 @@ def program_folders(command: Sequence[str], environment: Mapping[str, str]) -> t
     program = shutil.which(command[0], path=environment.get("PATH"))
     if program is None:
         return ()  # its start will say so
-    found = {Path(program).parent, Path(program).resolve().parent}
+    found = {one for path in (Path(program), Path(program).resolve()) for one in (path, path.parent)}
     if "python" in Path(program).name:
         told = subprocess.run(  # noqa: S603 - the trainer's own interpreter, as it is started for steps
             [program, "-c", _TOLD],
@@ -79,10 +97,21 @@ def program_folders(command: Sequence[str], environment: Mapping[str, str]) -> t
             cwd="/",
         )
         with suppress(ValueError):  # a program that is no interpreter, whatever its name
-            found |= {Path(place) for place in json.loads(told.stdout) if place}
+            prefixes, places = json.loads(told.stdout)
+            found |= {part for prefix in prefixes for part in _environment(Path(prefix))}
+            found |= {Path(place) for place in places if place}
     found |= {Path(word) for word in command[1:] if word.startswith("/")}
     found |= {Path(place) for place in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if place}
     return (*(place for place in sorted(found) if not _is_too_much(place)), *_OURS)
+
+
+def _environment(prefix: Path) -> Iterable[Path]:
+    """What to give of a Python environment: its folder, or its parts where that is a home as well, for instance."""
+    return _parts(prefix) if _is_too_much(prefix) else [prefix]
+
+
+def _parts(prefix: Path) -> list[Path]:
+    return [prefix / part for part in _ENVIRONMENT_PARTS]
 
 
 def _is_too_much(place: Path) -> bool:
@@ -125,14 +154,33 @@ def rules_of(  # noqa: PLR0913 - all that decides it
     remote = any(place.startswith(("https://", "http://")) for place in spec.inputs.values())
     several = processes > 1 or network
     return Rules(
-        programs=[*map(Path, _PROGRAMS), *programs, *readable],
-        readable=[*map(Path, _READABLE), *inputs],
+        programs=[*map(Path, _PROGRAMS), *_without_data(programs, spec, scratch), *readable],
+        readable=[*map(Path, _READABLE), *inputs, *([_NAME_SERVERS] if network or remote else [])],
         listable=[_SOURCE],
         writable=[Path(spec.output), scratch, *writable, *([_SHARED_MEMORY] if several else [])],
         devices=list(_devices()),
         loopback=several,
         network=network or remote,
     )
+
+
+def _without_data(programs: Iterable[Path], spec: StepSpec, scratch: Path) -> Iterator[Path]:
+    """Programs' folders; of one in which steps' data lie as well, everybody's, only what belongs to an environment."""
+    data = list(_data(spec, scratch))
+    for place in programs:
+        if any(one.is_relative_to(place) for one in data):
+            _log.warning("programs and data lie in one folder: trainers read only its environment", folder=str(place))
+            yield from _parts(place)
+        else:
+            yield place
+
+
+def _data(spec: StepSpec, scratch: Path) -> Iterator[Path]:
+    yield from (scratch, Path(spec.output))
+    yield from (Path(address) for name, address in spec.inputs.items() if name != _BASE)  # weights can be a package
+    manifest = Path(spec.inputs.get(_MANIFEST, "/nowhere"))
+    if manifest.is_file():
+        yield from islice(_recordings(manifest), _LOOKED_AT)
 
 
 def _inputs(spec: StepSpec) -> Iterator[Path]:

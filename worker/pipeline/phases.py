@@ -9,9 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from schemas.failures import FailureClass
 from schemas.recipes import recipes, validated
-from schemas.splits import row_key, split_of, split_text_key
+from schemas.splits import Split, row_key, split_of, split_text_key
 from schemas.status import Gate
-from schemas.steps import Source, Step
+from schemas.steps import ManifestRow, Source, Step
 from worker import __version__
 from worker.domain.gate import General, Measured, decide
 from worker.domain.outcome import Succeeded, Version
@@ -83,14 +83,26 @@ async def load(attempt: Attempt, parts: Parts) -> RunInputs:
 
 
 async def _earlier_splits(attempt: Attempt, parts: Parts) -> Earlier:
-    """What each row was in the model's trainings so far; a version of before 0.2.0 had them by a hash."""
+    """What each row was in the model's trainings so far; a version of before 0.2.0 had them by a hash.
+
+    What came after that version was in no training, and is free for the test that the version may never have had.
+    """
     model_id = attempt.run.custom_model_id
     known = await until_answered(lambda: parts.data.splits_of(model_id), parts.clock, what="read earlier splits")
     if known:
         return lambda row: known.get(row_key(row.audio_sha256, row.offset_s))
-    if await until_answered(lambda: parts.data.has_version(model_id), parts.clock, what="look for a version"):
-        return lambda row: split_of(row.audio_sha256 if row.source == "cue" else split_text_key(row.text))
-    return lambda _: None
+    last = await until_answered(
+        lambda: parts.data.last_of_newest_version(model_id), parts.clock, what="look for a version"
+    )
+    if last is None:
+        return lambda _: None
+    return lambda row: _split_before_0_2_0(row) if row.data_ids[0] <= last else None
+
+
+def _split_before_0_2_0(row: ManifestRow) -> Split:
+    """A recording in pieces was on one side as a whole."""
+    in_pieces = row.source == "cue" or row.offset_s is not None
+    return split_of(row.audio_sha256 if in_pieces else split_text_key(row.text))
 
 
 async def _with_the_recipe_installed_here(attempt: Attempt, parts: Parts, fixed: RunInputs) -> RunInputs:

@@ -42,21 +42,40 @@ def writing_errors() -> Iterator[None]:
         raise StorageAway(str(error)) from error
 
 
-def make_folder(folder: Path, mask: int) -> None:
+Owner = tuple[int, int]
+"""Numbers of a user and a group."""
+
+
+def make_folder(folder: Path, mask: int, owner: Owner | None = None) -> None:
     """Make a folder and those above it that are missing, each with the rights that a mask leaves, whatever the umask.
 
     Args:
         folder: it may be there already; then it stays as it is.
         mask: permission bits that are taken away.
+        owner: whose it shall be; None: this process's user's.
     """
     try:
         folder.mkdir(mode=0o777 & ~mask)
+        if owner is not None:
+            with suppress(PermissionError):  # root of a container or an NFS client may not
+                os.chown(folder, *owner, follow_symlinks=False)
     except FileExistsError:
         if not folder.is_dir():
             raise
     except FileNotFoundError:
-        make_folder(folder.parent, mask)
-        make_folder(folder, mask)
+        make_folder(folder.parent, mask, owner)
+        make_folder(folder, mask, owner)
+
+
+def owner_for_root(folder: Path) -> Owner | None:
+    """Whose a folder is, where root works in another user's: what root puts there is for that user's programs.
+
+    A command that is typed as root would otherwise leave files that no worker can read.
+    """
+    if os.geteuid() != 0 or not folder.is_dir():
+        return None
+    state = folder.stat()
+    return (state.st_uid, state.st_gid) if state.st_uid != 0 else None
 
 
 def own_folder(folder: Path, name: str, mask: int) -> None:

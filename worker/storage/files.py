@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from worker.errors import StorageRefused, TooLarge
 from worker.storage.beneath import open_plain
-from worker.storage.disk import local_errors, make_folder, remove_older, writing_errors
+from worker.storage.disk import local_errors, make_folder, owner_for_root, remove_older, writing_errors
 from worker.storage.interface import Key, Method, Storage, Stored, check_digest
 from worker.storage.keys import PARTIAL, check_key, check_prefix
 from worker.storage.spool import PIECE, spool
@@ -43,7 +43,8 @@ class FileStorage(Storage):
         self._mask = mask
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
         with writing_errors():
-            make_folder(self.root / PARTIAL, mask)
+            self._owner = owner_for_root(self.root)
+            make_folder(self.root / PARTIAL, mask, self._owner)
 
     async def aclose(self) -> None:
         """Let go of the threads."""
@@ -127,7 +128,10 @@ class FileStorage(Storage):
             self._settle(file)
 
     def _settle(self, file: BufferedReader | BufferedWriter) -> None:
-        """Give a file the rights that files have here, and make it outlive a power cut."""
+        """Give a file the owner and the rights that files have here, and make it outlive a power cut."""
+        if self._owner is not None:
+            with suppress(PermissionError):  # root of a container or an NFS client may not
+                os.fchown(file.fileno(), *self._owner)
         with suppress(PermissionError):  # a file system that knows no rights
             os.fchmod(file.fileno(), 0o666 & ~self._mask)
         os.fsync(file.fileno())
@@ -241,7 +245,7 @@ class FileStorage(Storage):
         """Do something in a folder that is missing, or that a delete has just taken away as empty."""
         for tries_left in reversed(range(_RACES)):
             try:
-                make_folder(target.parent, self._mask)
+                make_folder(target.parent, self._mask, self._owner)
                 act()
             except FileNotFoundError:
                 if not tries_left:

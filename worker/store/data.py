@@ -1,5 +1,6 @@
 """Training data: what a model may train on, and what runs found out about it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
@@ -89,20 +90,20 @@ class DataStore:
             last = (rows[-1]["recording"], rows[-1]["start_ms"])
         return splits
 
-    async def has_version(self, model_id: int) -> bool:
-        """Whether any training of a model ever made a version."""
-        row = await self._database.fetch_row(_Q["has_version"], model_id)
-        return row is not None and bool(row["found"])
+    async def last_of_newest_version(self, model_id: int) -> int | None:
+        """The last file that a model had when its newest version was made; none where none was made."""
+        row = await self._database.fetch_row(_Q["last_of_newest_version"], model_id)
+        return None if row is None else row["id"]
 
     async def keep_splits(self, fence: Fence, splits: Iterable[tuple[RowKey, Split]]) -> None:
         """What rows are in the training of a run; only the owner of the attempt can say so.
 
         Args:
             fence: of the run.
-            splits: each row once.
+            splits: each row once. Asked for in a thread: behind it are files of as many lines as a customer sends.
         """
         left = iter(splits)
-        while page := list(islice(left, _PAGE)):
+        while page := await asyncio.to_thread(lambda: list(islice(left, _PAGE))):
             keys, sides = zip(*page, strict=True)
             recordings, starts_ms = zip(*keys, strict=True)
             await self._database.execute(

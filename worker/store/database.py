@@ -34,6 +34,12 @@ _AWAY = (
 )
 
 
+_NO_RIGHT: Final = (
+    "The login in WORKER_DATABASE_URL has no right to this. Operators' commands take the login of the schema's owner; "
+    "programs get their rights by deploy/postgres/roles.sql, which is run again after each migration."
+)
+
+
 @asynccontextmanager
 async def translated() -> AsyncIterator[None]:
     """Turn asyncpg's and the socket's errors into ``DatabaseAway`` or ``DatabaseRefused``."""
@@ -41,6 +47,8 @@ async def translated() -> AsyncIterator[None]:
         yield
     except _AWAY as error:
         raise DatabaseAway(f"{type(error).__name__}: {error}") from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise DatabaseRefused(f"{error}. {_NO_RIGHT}") from error
     except asyncpg.PostgresError as error:
         raise DatabaseRefused(f"{type(error).__name__}: {error}") from error
 

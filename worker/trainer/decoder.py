@@ -67,7 +67,8 @@ def _warm_up() -> None:
 
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if module.name not in _NOT_LOADED:
-            importlib.import_module(module.name)
+            with suppress(ImportError):  # what cannot be loaded here cannot be needed later
+                importlib.import_module(module.name)
     importlib.import_module("worker.trainer.media")
     sound = np.zeros((1_600, 2), np.float32)
     for kind, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")):

@@ -331,7 +331,7 @@ async def test_cues_are_cut_to_the_longest_segment_that_the_run_wants(model, tmp
         )  # fmt: skip
         attempt: Any = SimpleNamespace(run=run, folder=tmp_path, sign_of_progress=lambda: None, fence=None)
         parts: Any = SimpleNamespace(
-            storage=model.storage, clock=Clock(), data=SimpleNamespace(of_model=model.every, splits_of=answer({}), has_version=answer(None)),
+            storage=model.storage, clock=Clock(), data=SimpleNamespace(of_model=model.every, splits_of=answer({}), last_of_newest_version=answer(None)),
             models=SimpleNamespace(base_language=answer(base)),
             runs=SimpleNamespace(fix_inputs=lambda _, inputs: answer(inputs)()),
         )  # fmt: skip

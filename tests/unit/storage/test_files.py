@@ -279,3 +279,22 @@ async def test_what_is_stored_is_compared_with_its_digest_without_a_copy(storage
         await storage.check("runs/1/train", tree_digest(made / "deep"))
     with pytest.raises(NotStored):
         await storage.check("runs/2", "0" * 64)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can put files into another user's hands")
+async def test_what_root_stores_in_another_users_folder_is_that_users(tmp_path):
+    """An operator who types `import` as root leaves recordings that the worker can read."""
+    root = tmp_path / "storage"
+    root.mkdir()
+    os.chown(root, 10_001, 10_002)
+    (tmp_path / "a.wav").write_bytes(b"moved")
+    (tmp_path / "b.wav").write_bytes(b"copied")
+    files = FileStorage(root)
+    await files.put_bytes("bases/en/config.json", b"{}")
+    await files.put_bytes("bases/en/once.json", b"{}", only_if_absent=True)
+    await files.put_file(tmp_path / "a.wav", "organizations/1/a.wav", move=True)
+    await files.put_file(tmp_path / "b.wav", "organizations/1/b.wav")
+    await files.aclose()
+    found = [root, *root.rglob("*")]
+    assert len(found) == 10
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in found} == {(10_001, 10_002)}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.launchers import unprivileged
 from tests.unit.trainer import tiny
 from tests.unit.trainer.test_prepare import prepared, reasons
 from worker import confinement
-from worker.trainer import audio, decoders, media
+from worker.trainer import audio, decoder, decoders, media
 from worker.trainer.audio import UnreadableAudioError
 
 av = pytest.importorskip("av")
@@ -305,3 +306,10 @@ def test_nothing_that_a_customer_reads_names_a_path_of_the_server(tmp_path, capf
     told = capfd.readouterr()
     assert "text.mp3: " in told.out
     assert "secret-folder" not in told.out + told.err + json.dumps(verdicts)
+
+
+def test_a_part_of_pyav_that_cannot_be_loaded_here_stops_no_decoder(monkeypatch):
+    """A later PyAV may bring a part whose library a host does not have; no recording needs that then."""
+    later = SimpleNamespace(name="av.of_a_later_version")
+    monkeypatch.setattr(decoder.pkgutil, "walk_packages", lambda *_: [later])
+    decoder._warm_up()
