@@ -27,7 +27,7 @@ from typing import Any, Final
 from schemas.text import normalized
 from worker.data.text_tasks import TASKS
 from worker.data.transcripts import TextError
-from worker.hardening import allow_processor, confine, end_with, go_first, limit
+from worker.hardening import allow_processor, confine, end_with, go_first, limit, yield_processor
 
 HEADER: Final = struct.Struct(">cI")
 REQUEST, DATA, END, VALUES = b"R", b"D", b"E", b"V"
@@ -51,7 +51,7 @@ def give_up_everything(owner: int, memory_bytes: int, program: bytes) -> None:
     end_with(owner)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the owner decides, who is told to stop at the same time
-    os.nice(_NICENESS)
+    yield_processor(_NICENESS)
     go_first()
     _load_what_is_loaded_late()
     limit(resource.RLIMIT_AS, memory_bytes)

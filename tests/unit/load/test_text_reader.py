@@ -255,6 +255,29 @@ def test_a_child_that_is_taken_over_reaches_nothing_even_as_root(tmp_path):
     assert precious.exists()
 
 
+@pytest.mark.skipif(not means().seccomp, reason=str(means()))
+def test_texts_are_read_under_the_system_calls_that_the_apis_unit_allows():
+    """deploy/systemd/speech-training-api.service takes away `systemd-analyze syscall-filter @resources`, what is in no
+    @system-service, and memory that can be written and executed."""
+    program = (
+        "import asyncio, ctypes, errno, pyseccomp\n"
+        "ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)\n"  # PR_SET_MDWE, Linux 6.3 or newer
+        "from tests.unit.load.test_text_reader import said\n"
+        "from worker.data.text_reader import TextReader\n"
+        "unit = pyseccomp.SyscallFilter(pyseccomp.ALLOW)\n"
+        "for name in ('ioprio_set', 'mbind', 'migrate_pages', 'move_pages', 'sched_setaffinity', 'sched_setattr',\n"
+        "    'sched_setparam', 'sched_setscheduler', 'set_mempolicy', 'setpriority', 'setrlimit', 'seccomp',\n"
+        "    'landlock_create_ruleset', 'landlock_add_rule', 'landlock_restrict_self'):\n"
+        "    unit.add_rule(pyseccomp.ERRNO(errno.EPERM), name)\n"
+        "unit.load()\n"
+        "print(asyncio.run(said(TextReader())))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False
+    )
+    assert done.stdout == "Hello there.\n", done.stderr[-2_000:]
+
+
 async def test_a_child_does_not_outlive_the_process_that_it_reads_for():
     program = (
         "import asyncio, os\n"
