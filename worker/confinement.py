@@ -54,7 +54,7 @@ _DECODER_NEEDS: Final = (
     *("getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "sysinfo", "uname"),
     *("getrlimit", "setrlimit", "prlimit64", "exit", "exit_group"),
 )
-"""System calls of a process that decodes what it is handed; every other fails with EPERM."""
+"""System calls of a process that reads what it is handed, recordings or texts; every other fails with EPERM."""
 
 
 class IsolationUnavailable(WorkerError):  # noqa: N818 - a state of the host
@@ -214,7 +214,7 @@ def _refused_sockets(library: Any, *, loopback: bool) -> Iterator[tuple[Any, ...
 
 
 def decoder_filter(found: Means) -> bytes:
-    """A seccomp filter for a process that decodes: what it needs, and no more."""
+    """A seccomp filter for a process that decodes, or reads texts: what it needs, and no more."""
     if not found.seccomp:
         return b""
     library = _library()

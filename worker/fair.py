@@ -97,7 +97,7 @@ class FairShares:
                 del self._waiting[holder]
 
     def _grant(self) -> None:
-        """Who holds least is asked first; equals in the order in which they came to wait."""
+        """Who holds least is asked first; of equals who has waited longest since it last got one."""
         for holder in sorted(self._waiting, key=self.held):
             queue = self._waiting[holder]
             while queue and self.try_take(holder):
@@ -106,6 +106,7 @@ class FairShares:
                     self._put_back(holder, 1)
                 else:
                     granted.set_result(None)
+                    self._waiting.move_to_end(holder)  # or a long queue would be served before everybody who came later
             if not queue:
                 del self._waiting[holder]
             if self._taken >= self.total:

@@ -58,6 +58,12 @@ def gain_no_privileges() -> None:
         raise OSError(ctypes.get_errno(), "no_new_privs")
 
 
+def yield_processor(niceness: int) -> None:
+    """Let others have the processor first. A service manager may forbid even that: it is a courtesy, no limit."""
+    with suppress(OSError):
+        os.nice(niceness)
+
+
 def go_first() -> None:
     """When the host runs out of memory this process goes, and not its owner."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123 - quick

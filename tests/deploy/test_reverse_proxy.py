@@ -16,6 +16,7 @@ from worker.api.connections import LARGEST_HEAD_BYTES, Patience
 from worker.api.limits import DESCRIPTORS_PER_UPLOAD, MOST_DOWNLOADS, OTHER_DESCRIPTORS
 from worker.api.settings import ApiSettings
 from worker.api.watch import LONGEST_WATCH_S
+from worker.data.text_reader import ReadingLimits, TextReaders
 
 CONF = Path("deploy/nginx/api.conf")
 UNITS = {"": 1, "s": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -101,7 +102,8 @@ def test_a_pod_has_room_for_what_its_settings_allow() -> None:
         assert needed <= int(size[:-2]) * gib[size[-2:]]
     # Every connection with an unfinished head as large as it may be, twice (ours and the parser's), beside the process.
     heads = settings.api_connections * LARGEST_HEAD_BYTES * 2
-    assert heads + (256 << 20) <= int(limits["memory"][:-2]) * gib[limits["memory"][-2:]]
+    children = len(TextReaders()._all) * ReadingLimits().memory_bytes
+    assert heads + children + (256 << 20) <= int(limits["memory"][:-2]) * gib[limits["memory"][-2:]]
 
 
 def test_the_unit_has_descriptors_for_what_the_settings_allow() -> None:

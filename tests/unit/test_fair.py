@@ -60,6 +60,20 @@ async def test_who_waits_is_served_when_a_place_is_free_and_who_has_least_comes_
     assert shares.taken == 0
 
 
+async def test_a_long_queue_of_one_does_not_go_before_others_who_hold_as_little():
+    shares, begun = FairShares(1, 1), []
+
+    async def holding_once(holder):
+        async with shares.turn(holder):
+            begun.append(holder)
+            await settled()
+
+    tasks = [asyncio.create_task(holding_once(holder)) for holder in ("flood", "flood", "flood", "a", "flood", "b")]
+    await asyncio.gather(*tasks)
+    assert begun == ["flood", "flood", "a", "b", "flood", "flood"]
+    assert not shares._waiting
+
+
 async def test_a_wait_that_is_given_up_takes_no_place():
     shares, begun, over = FairShares(1, 1), [], asyncio.Event()
     tasks = [asyncio.create_task(holding(shares, "a", begun, over)) for _ in range(4)]

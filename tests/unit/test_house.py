@@ -58,3 +58,22 @@ def test_the_database_and_the_code_know_the_same_legal_moves():
 def test_no_room_has_a_name_that_says_nothing():
     empty = {"utils", "util", "common", "helpers", "helper", "manager", "base"}
     assert not [str(path) for path in sources() if path.stem in empty]
+
+
+def test_every_room_stands_in_the_page_for_contributors_and_what_the_page_names_is_there():
+    page = (ROOT / "worker/README.md").read_text(encoding="utf-8")
+    rooms = re.search(r"^## Rooms$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    assert rooms is not None
+    listed = {
+        name.rstrip("/")
+        for cells in re.findall(r"^\| (`.+?) \|", rooms[1], re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", cells)
+    }
+    there = {
+        path.name for path in (ROOT / "worker").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert there - {"__init__.py", "__main__.py"} == listed
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.py)`", page):
+        assert (ROOT / name).exists() or (ROOT / "worker" / name).exists(), name
+    for target in re.findall(r"\]\(([^)#]+)", page):
+        assert (ROOT / "worker" / target).exists(), target

@@ -1,7 +1,8 @@
 """The child process that reads strangers' texts, one file at a time. Standard library only.
 
 It limits itself before the first byte of a stranger arrives: memory, processor time for each file, no files, no
-sockets, no children, no core file. A file that is too much for it ends this process and nobody else's.
+sockets, no children, no core file, and where the host has seccomp no system call but those that reading takes. A file
+that is too much for it ends this process and nobody else's.
 
 Requests come on standard input and results go to standard output, in frames: one byte that says what it is, four
 bytes of length, the body::
@@ -10,6 +11,7 @@ bytes of length, the body::
     ◀── V [value, …] any number of times        ◀── E {} or {"code": …, "sentence": …} or {"failed": …}
 """
 
+import base64
 import codecs
 import io
 import json
@@ -25,7 +27,7 @@ from typing import Any, Final
 from schemas.text import normalized
 from worker.data.text_tasks import TASKS
 from worker.data.transcripts import TextError
-from worker.hardening import allow_processor, end_with, gain_no_privileges, go_first, limit
+from worker.hardening import allow_processor, confine, end_with, go_first, limit, yield_processor
 
 HEADER: Final = struct.Struct(">cI")
 REQUEST, DATA, END, VALUES = b"R", b"D", b"E", b"V"
@@ -38,24 +40,24 @@ _BATCH_LETTERS: Final = 16 << 10
 _NICENESS: Final = 5
 
 
-def give_up_everything(owner: int, memory_bytes: int) -> None:
+def give_up_everything(owner: int, memory_bytes: int, program: bytes) -> None:
     """Give up what reading a text does not need.
 
     Args:
         owner: the process that started this one; this one ends with it.
         memory_bytes: of address space.
+        program: a seccomp filter; empty where the host has none.
     """
     end_with(owner)
-    gain_no_privileges()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the owner decides, who is told to stop at the same time
-    with suppress(OSError):  # where nobody may change priorities, as in our systemd unit of the API
-        os.nice(_NICENESS)
+    yield_processor(_NICENESS)
     go_first()
     _load_what_is_loaded_late()
     limit(resource.RLIMIT_AS, memory_bytes)
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
         limit(kind, 0)  # descriptors that are open stay open; no other can be opened
+    confine(None, program)  # limits do not bind root, and keep nobody from removing files or from other processes
 
 
 def _load_what_is_loaded_late() -> None:
@@ -149,7 +151,7 @@ def _where(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Arguments: the owner's process id and the bytes of memory that this process may have."""
-    give_up_everything(int(sys.argv[1]), int(sys.argv[2]))
+    """Arguments: the owner's process id, the bytes of memory that this process may have, a seccomp filter in base64."""
+    give_up_everything(int(sys.argv[1]), int(sys.argv[2]), base64.b64decode(sys.argv[3]))
     with suppress(BrokenPipeError, ConnectionError):
         Serving().run()

@@ -5,6 +5,7 @@ next file gets a new child.
 """
 
 import asyncio
+import base64
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, Self, TypeVar
 from weakref import WeakValueDictionary
@@ -23,6 +25,7 @@ import structlog
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 import worker
+from worker.confinement import decoder_filter, means
 from worker.data.manifest_lines import LONGEST_PATH, LONGEST_SPEAKER
 from worker.data.text_child import DATA, END, HEADER, MEMORY_EXIT, REQUEST, VALUES
 from worker.data.text_tasks import MOST_NAMES
@@ -148,6 +151,12 @@ class _End(BaseModel):
     """The kind of the error, and where it was raised. The child ends after this."""
 
 
+@cache
+def _filter() -> str:
+    """The child's seccomp filter in base64; empty where this host has none."""
+    return base64.b64encode(decoder_filter(means())).decode()
+
+
 class _ChildLost(Exception):  # noqa: N818 - a state of the world
     """It ended, hangs or sends nonsense; the text says which."""
 
@@ -173,7 +182,7 @@ class _Child:
         try:
             with theirs:
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program; starting it takes a millisecond
-                    [*_PROGRAM, str(os.getpid()), str(memory_bytes)],
+                    [*_PROGRAM, str(os.getpid()), str(memory_bytes), _filter()],
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=subprocess.DEVNULL,

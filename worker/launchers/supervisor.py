@@ -36,6 +36,7 @@ from worker.hardening import (
     gain_no_privileges,
     go_first,
     limit,
+    yield_processor,
 )
 from worker.launchers.bounded_log import BoundedLog
 from worker.launchers.memory import oom_kills, tree_bytes
@@ -179,7 +180,7 @@ class Supervisor:
             allow_inspection()  # or the files of /proc/self are root's; the program is open again in any case
             gain_no_privileges()  # a set-uid program could not be killed by us
             limit(resource.RLIMIT_CORE, 0)  # a core file would hold customers' audio
-            os.nice(self._options.niceness)  # the worker's heartbeat comes first
+            yield_processor(self._options.niceness)  # the worker's heartbeat comes first
             go_first()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from worker.confinement import decoder_filter, means
 from worker.data.text_reader import (
     CHECK_TRANSCRIPT,
     MANIFEST,
@@ -219,7 +220,62 @@ async def test_the_child_has_no_files_no_children_no_core_and_no_credentials(mak
     assert sorted(entry.name for entry in (proc / "fd").iterdir()) == ["0", "1", "2"]
     assert b"secret" not in (proc / "environ").read_bytes()
     assert "NoNewPrivs:\t1" in (proc / "status").read_text()
+    assert f"Seccomp:\t{2 * means().seccomp}" in (proc / "status").read_text()
     assert (proc / "cwd").readlink() == Path("/")
+
+
+@pytest.mark.skipif(not means().seccomp, reason=str(means()))
+def test_a_child_that_is_taken_over_reaches_nothing_even_as_root(tmp_path):
+    """What limits alone do not forbid: other files' names, other processes, and root's way back."""
+    precious = tmp_path / "precious"
+    precious.write_text("a recording")
+    program = (
+        "import ctypes, os, resource, socket, sys\n"
+        "from worker.data import text_child\n"
+        "text_child.give_up_everything(os.getppid(), 1 << 30, bytes.fromhex(sys.argv[1]))\n"
+        "def way_back():\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); os.open(sys.argv[2], os.O_RDONLY)\n"
+        "def traced():\n"
+        "    if ctypes.CDLL(None).ptrace(0x4206, os.getppid(), 0, 0): raise PermissionError\n"
+        "tries = dict(remove=lambda: os.unlink(sys.argv[2]), rename=lambda: os.rename(sys.argv[2], sys.argv[2] + 'x'),\n"
+        "    signal=lambda: os.kill(os.getppid(), 0), trace=traced, fork=os.fork, socket=socket.socket, back=way_back)\n"
+        "for name, attempt in tries.items():\n"
+        "    try: attempt()\n"
+        "    except (OSError, ValueError): continue\n"
+        "    os.write(1, f'{name}\\n'.encode())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, decoder_filter(means()).hex(), str(precious)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert precious.exists()
+
+
+@pytest.mark.skipif(not means().seccomp, reason=str(means()))
+def test_texts_are_read_under_the_system_calls_that_the_apis_unit_allows():
+    """deploy/systemd/speech-training-api.service takes away `systemd-analyze syscall-filter @resources`, what is in no
+    @system-service, and memory that can be written and executed."""
+    program = (
+        "import asyncio, ctypes, errno, pyseccomp\n"
+        "ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)\n"  # PR_SET_MDWE, Linux 6.3 or newer
+        "from tests.unit.load.test_text_reader import said\n"
+        "from worker.data.text_reader import TextReader\n"
+        "unit = pyseccomp.SyscallFilter(pyseccomp.ALLOW)\n"
+        "for name in ('ioprio_set', 'mbind', 'migrate_pages', 'move_pages', 'sched_setaffinity', 'sched_setattr',\n"
+        "    'sched_setparam', 'sched_setscheduler', 'set_mempolicy', 'setpriority', 'setrlimit', 'seccomp',\n"
+        "    'landlock_create_ruleset', 'landlock_add_rule', 'landlock_restrict_self'):\n"
+        "    unit.add_rule(pyseccomp.ERRNO(errno.EPERM), name)\n"
+        "unit.load()\n"
+        "print(asyncio.run(said(TextReader())))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False
+    )
+    assert done.stdout == "Hello there.\n", done.stderr[-2_000:]
 
 
 async def test_a_child_does_not_outlive_the_process_that_it_reads_for():
