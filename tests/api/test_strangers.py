@@ -16,7 +16,7 @@ import pytest
 from tests.api.raw_http import answered, code, dribbling, everything, status, talking
 from tests.api.test_runs import RUNS, claim, started
 from worker.api import connections, limits
-from worker.api.addresses import UNKNOWN, Proxies, client_network, networks
+from worker.api.addresses import UNKNOWN, Proxies, client_network
 from worker.api.connections import (
     LARGEST_ADDRESS_BYTES,
     LARGEST_HEAD_BYTES,
@@ -331,7 +331,7 @@ class TestProxies:
 
     def test_a_trusted_proxy_is_one_on_a_port_for_both_families_too(self):
         """There an IPv4 address is shown as IPv6."""
-        book = connections.Connections(40, 2, Proxies(networks("192.0.2.7")))
+        book = connections.Connections(40, 2, Proxies(parse_networks("192.0.2.7")))
         clients = [("::ffff:192.0.2.7", 1), ("192.0.2.7", 1), ("192.0.2.8", 1), None]
         assert [book._is_trusted(SimpleNamespace(client=client)) for client in clients] == [True, True, False, True]
 
