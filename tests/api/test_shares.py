@@ -154,7 +154,7 @@ class TestStatements:
             await connection.execute("select from custom_models where id = $1 for update", model["id"])
             flood = [customer.http.put(f"/custom_models/{model['id']}", json=body) for _ in range(30)]
             async with under_way(*flood):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while database.held(customer.id) < database.most:
                         await asyncio.sleep(0.005)
                 mine = {"name": "Mine", "language_id": customer.base_id, "organization_id": stranger.id}
@@ -239,14 +239,14 @@ async def first_answers(readers, many):
 
 async def freed(shares):
     """That nobody holds any of the places."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while shares.taken:
             await asyncio.sleep(0.01)
 
 
 async def reached(shares, holder, amount):
     """That somebody holds so many places."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while shares.held(holder) < amount:
             await asyncio.sleep(0.01)
 
@@ -374,12 +374,12 @@ class TestStreams:
             _, mine = await self.opened(stack, live.client(second.secret), model["id"])
             _, others = await self.opened(stack, customer.http, model["id"])
             await live.keys.revoke(second.id)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert "event: gone" not in [line async for line in mine]
             # Another key's stream goes on.
             body = {"name": "Renamed", "language_id": customer.base_id, "organization_id": customer.id}
             await customer.http.put(f"/custom_models/{model['id']}", json=body)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while await anext(others) != "event: changed":
                     pass
 
@@ -389,7 +389,7 @@ class TestStreams:
         brief = await key_commands.create(live.keys, customer.id, "reader", "brief", valid_days=2 / 86_400)
         async with contextlib.AsyncExitStack() as stack:
             _, lines = await self.opened(stack, live.client(brief.secret), model["id"])
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert [line async for line in lines]
 
     async def test_their_places_are_given_back(self, live, customer):
@@ -398,7 +398,7 @@ class TestStreams:
         async with contextlib.AsyncExitStack() as stack:
             await self.opened(stack, customer.http, model["id"])
             assert watchers.taken == 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while watchers.taken:
                 await asyncio.sleep(0.02)
 
