@@ -202,8 +202,9 @@ async def test_the_api_login_adds_entries_reads_them_and_ends_old_ones_by_the_fu
         [row] = await entries(live, "by api")
         assert row["database_role"] == login
         await aged(live, 500, 2)
-        await AuditStore(database).forget(400)
-        assert not await entries(live, "old")
+        # The API under test does the same beside us, and whoever comes second leaves to the first what it holds.
+        while await AuditStore(database).forget(400) or await entries(live, "old"):
+            await asyncio.sleep(0.01)
         assert await entries(live, "forget_audit_entries")
         for forbidden in ("delete from audit_log", "update audit_log set action = ''", "truncate audit_log"):
             with pytest.raises(Exception, match="permission denied"):
