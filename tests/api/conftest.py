@@ -19,6 +19,7 @@ from worker.api import keys
 from worker.api.app import create_app
 from worker.api.serving import server_config
 from worker.api.settings import ApiSettings
+from worker.api.tidy import Tidying
 from worker.storage import FileStorage
 from worker.store.api_keys import KeyStore
 from worker.store.database import Database
@@ -137,6 +138,16 @@ async def serving(
 def api_settings() -> dict[str, Any]:
     """Overridden by tests that need other settings."""
     return {}
+
+
+@pytest.fixture
+def housekeeping_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API under test leaves its housekeeping to the test, which would otherwise race it."""
+
+    async def never(_: Tidying) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Tidying, "run", never)
 
 
 @pytest.fixture

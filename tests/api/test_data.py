@@ -10,6 +10,8 @@ import pytest
 from worker.api.tidy import Tidying
 from worker.store.tidying import TidyStore
 
+pytestmark = pytest.mark.usefixtures("housekeeping_by_hand")
+
 
 async def items(customer, model):
     answer = (await customer.http.get(f"/custom_models/{model['id']}/data")).json()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CANARY = "canarybird"
 
+pytestmark = pytest.mark.usefixtures("housekeeping_by_hand")
+
 
 def tidying(live: Any) -> Tidying:
     api = live.app.state.api

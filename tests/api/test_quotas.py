@@ -13,6 +13,8 @@ from worker.api.tidy import Tidying
 from worker.store.api import Limits, set_quota
 from worker.store.tidying import TidyStore
 
+pytestmark = pytest.mark.usefixtures("housekeeping_by_hand")
+
 
 async def limited(live: Any, customer: Any, **limits: Any) -> None:
     async with live.database.transaction() as connection:
