@@ -47,7 +47,7 @@ _LONGEST_CONTENT_TYPE: Final = 1_000
 _FRAMING_BYTES: Final = 1 << 20
 """Of a multipart body, what may be no file's."""
 _FURTHER_FIELDS: Final = 20
-_PIECE_BYTES: Final = 4096
+_PIECE_BYTES: Final = 256
 _AT_A_TIME_S: Final = 0.002
 """Of the event loop's time, before somebody else has a turn."""
 _SPLITS: Final = ("train", "dev", "test")
@@ -112,7 +112,7 @@ class _Spool:
         self._headers: dict[bytes, bytes] = {}
         self._names: set[str] = set()
         """Of the files that arrived."""
-        self._parts = 0
+        self.parts = 0
         self._name = b""
         self._value = b""
         self._file: BinaryIO | None = None
@@ -136,9 +136,9 @@ class _Spool:
         }
 
     def _part_begins(self) -> None:
-        self._parts += 1
+        self.parts += 1
         # Each file may have a field "split" of its own before it, and a form some more.
-        if self._parts > 2 * self._settings.api_most_files + _FURTHER_FIELDS:
+        if self.parts > 2 * self._settings.api_most_files + _FURTHER_FIELDS:
             raise Refused("too_many_files", "The form has too many parts.")
         self._headers = {}
         self._arriving = self._field = None
@@ -313,7 +313,7 @@ async def _feed(  # noqa: PLR0913 - a request, where it goes, and what limits it
             received += len(chunk)
             _check_size(received, api.limits, quota_bytes)
             room.take(len(chunk))
-            await _parse(parser, chunk)
+            await _parse(parser, chunk, spool)
         with writing_errors():
             parser.finalize()
     except FormParserError:
@@ -322,13 +322,16 @@ async def _feed(  # noqa: PLR0913 - a request, where it goes, and what limits it
         raise Refused("malformed_multipart", "The multipart body breaks off before its end.")
 
 
-async def _parse(parser: MultipartParser, chunk: bytes) -> None:
-    """Give the parser a chunk in pieces: each part makes a file, and hundreds of tiny ones would hold up the loop."""
+async def _parse(parser: MultipartParser, chunk: bytes, spool: "_Spool") -> None:
+    """Give the parser a chunk in pieces, small ones while parts begin: each makes a file, which holds up the loop."""
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    for start in range(0, len(chunk), _PIECE_BYTES):
+    began, start, size = loop.time(), 0, _PIECE_BYTES
+    while start < len(chunk):
+        parts = spool.parts
         with writing_errors():
-            parser.write(chunk[start : start + _PIECE_BYTES])
+            parser.write(chunk[start : start + size])
+        start += size
+        size = _PIECE_BYTES if spool.parts > parts else 2 * size
         if loop.time() - began > _AT_A_TIME_S:
             await asyncio.sleep(0)
             began = loop.time()
