@@ -320,25 +320,26 @@ class TestTexts:
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
 
 
-async def test_hundreds_of_tiny_files_leave_the_event_loop_turns_between_them(live, tmp_path):
-    """Other customers' polls are answered while one request makes a thousand files."""
+async def test_tiny_files_of_a_form_are_not_made_on_the_event_loop(live, tmp_path):
+    """A thousand of them, and then a refusal, cost the others nothing: no file was made."""
     (folder := tmp_path / "spool").mkdir()
     spool = incoming._Spool(folder, live.settings, incoming.Incoming())
     parser = MultipartParser(b"m", spool.callbacks())
     parts = "".join(
         f'--m\r\nContent-Disposition: form-data; name="f"; filename="n{n}.txt"\r\n\r\nw\r\n' for n in range(990)
     )
-    turns = 0
+    await incoming._parse(parser, (parts + "--m--\r\n").encode())
+    assert [len(spool._into.arrived), list(folder.iterdir())] == [990, []]
+    incoming._write_held(spool._into.arrived)
+    assert {path.read_bytes() for path in folder.iterdir()} == {b"w"}
 
-    async def somebody_else() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
 
-    waiting = asyncio.create_task(somebody_else())
-    await incoming._parse(parser, (parts + "--m--\r\n").encode(), spool)
-    waiting.cancel()
-    spool.close()
-    assert len(list(folder.iterdir())) == 990
-    assert turns >= 20
+@pytest.mark.parametrize("size", [0, 1, 4_095, 4_096, 4_097, 200_000])
+async def test_a_file_of_any_size_arrives_as_it_was_sent(customer, size):
+    model = await customer.model()
+    sent = b"word " * (size // 5) + b"w" * (size % 5)
+    files = [("f", ("a.txt", sent)), ("f", ("b.txt", b"another file"))]
+    answer = (await customer.http.post(f"/custom_models/{model['id']}/data", files=files)).json()
+    taken = {item["name"]: item["bytes"] for item in answer["result"]}
+    assert taken == ({"b.txt": 12} if size == 0 else {"a.txt": size, "b.txt": 12})
+    assert [one["reason_code"] for one in answer["refused"]] == (["empty_transcript"] if size == 0 else [])

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,15 +47,17 @@ _LONGEST_CONTENT_TYPE: Final = 1_000
 _FRAMING_BYTES: Final = 1 << 20
 """Of a multipart body, what may be no file's."""
 _FURTHER_FIELDS: Final = 20
-_PIECE_BYTES: Final = 256
+_PIECE_BYTES: Final = 4096
+_HELD_BYTES: Final = 4096
 _AT_A_TIME_S: Final = 0.002
 """Of the event loop's time, before somebody else has a turn."""
 _SPLITS: Final = ("train", "dev", "test")
+Buffer = bytes  # a name of its own where a field is called bytes
 
 
 @dataclass
 class Arrived:
-    """A file that lies in the spool folder."""
+    """A file that lies in the spool folder, or will: `look_at` writes what is held."""
 
     name: str
     path: Path
@@ -63,6 +65,8 @@ class Arrived:
     bytes: int = 0
     sha256: str = ""
     content: Content = field(default_factory=Content)
+    held: Buffer | None = None
+    """All of a small file, not written yet: making a file takes longer than all else that is done for it here."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,11 @@ class _Spool:
         self._headers: dict[bytes, bytes] = {}
         self._names: set[str] = set()
         """Of the files that arrived."""
-        self.parts = 0
+        self._parts = 0
         self._name = b""
         self._value = b""
         self._file: BinaryIO | None = None
+        self._held = bytearray()
         self._digest = hashlib.sha256()
         self._arriving: Arrived | None = None
         self._field: str | None = None
@@ -136,9 +141,9 @@ class _Spool:
         }
 
     def _part_begins(self) -> None:
-        self.parts += 1
+        self._parts += 1
         # Each file may have a field "split" of its own before it, and a form some more.
-        if self.parts > 2 * self._settings.api_most_files + _FURTHER_FIELDS:
+        if self._parts > 2 * self._settings.api_most_files + _FURTHER_FIELDS:
             raise Refused("too_many_files", "The form has too many parts.")
         self._headers = {}
         self._arriving = self._field = None
@@ -181,35 +186,47 @@ class _Spool:
                 return
             self._names.add(name)
             self._arriving = Arrived(name, self._folder / str(files), self._split)
-            self._file = self._arriving.path.open("xb")
+            self._held.clear()
             self._digest = hashlib.sha256()
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         piece = data[start:end]
-        if self._arriving is not None and self._file is not None:
+        if self._arriving is not None:
             self._arriving.bytes += len(piece)
             try:
                 check_size(self._arriving.name, self._arriving.bytes, self._settings.api_largest_file_bytes)
             except RefusedContent as refused:
                 self._drop(refused.code, refused.reason)
                 return
-            self._file.write(piece)
             self._digest.update(piece)
+            self._keep(piece, self._arriving.path)
         elif self._field is not None:
             self._field_value += piece
             if len(self._field_value) > _LONGEST_FIELD:
                 raise invalid(self._field[:50], "too_long", "A form field that is no file is short.")
+
+    def _keep(self, piece: bytes, path: Path) -> None:
+        if self._file is None and len(self._held) + len(piece) <= _HELD_BYTES:
+            self._held += piece
+            return
+        if self._file is None:
+            self._file = path.open("xb")
+            self._file.write(self._held)
+            self._held.clear()
+        self._file.write(piece)
 
     def _drop(self, code: str, reason: str) -> None:
         assert self._arriving is not None
         self._into.turned.append(Turned(self._arriving.name, code, reason))
         self._names.discard(self._arriving.name)
         self.close()
-        self._arriving.path.unlink()
+        self._arriving.path.unlink(missing_ok=True)
         self._arriving = None
 
     def _part_ends(self) -> None:
         if self._arriving is not None:
+            if self._file is None:
+                self._arriving.held = bytes(self._held)
             self.close()
             self._arriving.sha256 = self._digest.hexdigest()
             self._into.arrived.append(self._arriving)
@@ -313,7 +330,7 @@ async def _feed(  # noqa: PLR0913 - a request, where it goes, and what limits it
             received += len(chunk)
             _check_size(received, api.limits, quota_bytes)
             room.take(len(chunk))
-            await _parse(parser, chunk, spool)
+            await _parse(parser, chunk)
         with writing_errors():
             parser.finalize()
     except FormParserError:
@@ -322,16 +339,13 @@ async def _feed(  # noqa: PLR0913 - a request, where it goes, and what limits it
         raise Refused("malformed_multipart", "The multipart body breaks off before its end.")
 
 
-async def _parse(parser: MultipartParser, chunk: bytes, spool: "_Spool") -> None:
-    """Give the parser a chunk in pieces, small ones while parts begin: each makes a file, which holds up the loop."""
+async def _parse(parser: MultipartParser, chunk: bytes) -> None:
+    """Give the parser a chunk in pieces, and others a turn between them."""
     loop = asyncio.get_running_loop()
-    began, start, size = loop.time(), 0, _PIECE_BYTES
-    while start < len(chunk):
-        parts = spool.parts
+    began = loop.time()
+    for start in range(0, len(chunk), _PIECE_BYTES):
         with writing_errors():
-            parser.write(chunk[start : start + size])
-        start += size
-        size = _PIECE_BYTES if spool.parts > parts else 2 * size
+            parser.write(chunk[start : start + _PIECE_BYTES])
         if loop.time() - began > _AT_A_TIME_S:
             await asyncio.sleep(0)
             began = loop.time()
@@ -344,6 +358,8 @@ async def look_at(into: Incoming, settings: ApiSettings, readers: TextReaders, o
         Refused: texts cannot be read at the moment.
     """
     longest_s = settings.api_longest_audio_s
+    with writing_errors():
+        await asyncio.to_thread(_write_held, into.arrived)
     kept = []
     names = 0
     for file in into.arrived:
@@ -360,6 +376,13 @@ async def look_at(into: Incoming, settings: ApiSettings, readers: TextReaders, o
             names += len(file.content.audio_names)
             kept.append(file)
     into.arrived = kept
+
+
+def _write_held(files: Iterable[Arrived]) -> None:
+    for file in files:
+        if file.held is not None:
+            file.path.write_bytes(file.held)
+            file.held = None
 
 
 def _check_size(size: int, limits: Limits, quota_bytes: int | None) -> None:
